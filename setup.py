@@ -1,0 +1,55 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "fairseq_codistill/__init__.py").read_text(), re.M
+).group(1)
+
+# fairseq's own release (0.12.2) needs Python <= 3.10 and an old pip.  Two other distributions
+# carry the same code under the same import name; take the one with wheels where it has them.
+HAS_WHEELS = (
+    'sys_platform == "linux" and platform_machine == "x86_64"'
+    ' and python_version >= "3.11" and python_version < "3.13"'
+)
+FAIRSEQ = [
+    f"ve-fairseq==0.12.3; {HAS_WHEELS}",
+    'fairseq-fixed==0.12.3.1; sys_platform != "linux" or platform_machine != "x86_64"'
+    ' or python_version < "3.11" or python_version >= "3.13"',
+]
+
+EXTRAS = {
+    "vision": ["torchvision"],
+    "report": ["matplotlib>=3.8"],
+    "s3": ["s3fs>=2024.6"],
+    "test": ["pytest>=8", "pytest-timeout", "ctranslate2>=4.5", "build"],
+    "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+}
+
+setup(
+    name="fairseq-codistill",
+    version=VERSION,
+    description="Codistillation for fairseq: n models in loosely coupled groups of workers",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fairseq_codistill", "fairseq_codistill.*"]),
+    install_requires=[
+        *FAIRSEQ,
+        "torch>=2.6",
+        "hydra-core>=1.3.2",
+        "omegaconf>=2.3",
+        "safetensors>=0.4.3",
+        "fsspec>=2024.6",
+        "sacrebleu>=2.4",
+        "sentencepiece>=0.2",
+        "numpy",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["codistill = fairseq_codistill.cli:main"]},
+)
