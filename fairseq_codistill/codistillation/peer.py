@@ -1,0 +1,67 @@
+"""A peer's model: constant, in eval mode, stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fairseq_codistill.exchange import Snapshot, SnapshotRejected, shapes_digest
+
+# Gives a model with the right layers, on the student's device and in its dtype; the weights may
+# be anything.
+BuildModel = Callable[[dict[str, Any]], nn.Module]
+
+
+class Peer:
+    """Another group's model as this group sees it.
+
+    Args:
+        group: whose model it is.
+        build: makes the model of a configuration found in a manifest.
+    """
+
+    def __init__(self, group: int, build: BuildModel) -> None:
+        self.group = group
+        self.update: int | None = None
+        self._build = build
+        self._config: dict[str, Any] | None = None
+        self._module: nn.Module | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model; there is one once a snapshot has been loaded."""
+        assert self._module is not None, f"peer {self.group} has no snapshot yet"
+        return self._module
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Become the model of a snapshot.
+
+        Raises:
+            SnapshotRejected: if its configuration cannot be built or its tensors do not fit; the
+                peer then stays what it was.
+        """
+        module, config = self._module, snapshot.manifest.model
+        if module is None or config != self._config:
+            module = self._built(config)
+        if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:
+            raise SnapshotRejected("its tensors' names and shapes are not those of its model")
+        nn.Module.load_state_dict(module, snapshot.tensors, strict=True)
+        self._module, self._config = module, config
+        self.update = snapshot.manifest.update
+
+    def _built(self, config: dict[str, Any]) -> nn.Module:
+        # Building draws random numbers, which the student's training must not notice.
+        with torch.random.fork_rng(devices=cuda_devices()):
+            try:
+                module = self._build(config)
+            except Exception as error:
+                raise SnapshotRejected(f"its model cannot be built ({error})") from error
+        return module.eval().requires_grad_(False)
+
+
+def cuda_devices() -> list[int]:
+    """Devices whose random state must be kept apart, besides the CPU."""
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

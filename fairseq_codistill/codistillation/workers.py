@@ -1,0 +1,45 @@
+"""The workers of one group agreeing on small integers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+
+class Workers:
+    """The workers that train this group's model: the whole of torch.distributed's world, or one.
+
+    Making one is a collective: all workers of the group do it at the same point.
+
+    Args:
+        timeout: seconds that the slowest worker may lag behind the others.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._process_group: dist.ProcessGroup | None = None
+        self.rank, self.size = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        if self.size > 1:
+            # Apart from the gradients' process group and on the CPU, so that agreeing neither
+            # waits for a GPU nor mixes with the framework's collectives.
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            # An integer is what a rank outside the group is given, and there is none.
+            assert not isinstance(group, int)
+            self._process_group = group
+
+    @property
+    def leader(self) -> bool:
+        """Whether this worker acts for the group in the exchange."""
+        return self.rank == 0
+
+    def least(self, numbers: Sequence[int]) -> list[int]:
+        """Give, for each place, the least of all workers' numbers.  A collective."""
+        if self._process_group is None or not numbers:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self._process_group)
+        return [int(number) for number in tensor]

@@ -1,0 +1,40 @@
+"""Snapshots of models, the store they live in, and moving them in the background.
+
+Knows names -> tensors and bytes; no framework, and nothing of what a snapshot is used for.
+"""
+
+from fairseq_codistill.exchange.errors import (
+    ExchangeError,
+    PeerUnusable,
+    SnapshotMissing,
+    SnapshotRejected,
+)
+from fairseq_codistill.exchange.exchange import Draft, Exchange, Snapshot
+from fairseq_codistill.exchange.manifest import Manifest
+from fairseq_codistill.exchange.prefetcher import Prefetcher
+from fairseq_codistill.exchange.presence import Alive, Presence, read_alive
+from fairseq_codistill.exchange.publisher import Publisher
+from fairseq_codistill.exchange.reader import Reader
+from fairseq_codistill.exchange.store import Store
+from fairseq_codistill.exchange.tensors import WIRE_DTYPES, copy_out, shapes_digest
+
+__all__ = [
+    "WIRE_DTYPES",
+    "Alive",
+    "Draft",
+    "Exchange",
+    "ExchangeError",
+    "Manifest",
+    "PeerUnusable",
+    "Prefetcher",
+    "Presence",
+    "Publisher",
+    "Reader",
+    "Snapshot",
+    "SnapshotMissing",
+    "SnapshotRejected",
+    "Store",
+    "copy_out",
+    "read_alive",
+    "shapes_digest",
+]

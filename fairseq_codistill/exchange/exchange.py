@@ -1,0 +1,196 @@
+"""Snapshots in a store: the layout on disk, how one comes to exist, and every check on reading.
+
+group-0/0000002500.safetensors   the tensors
+group-0/0000002500.json          the manifest, written after them: with it the snapshot exists
+group-0/alive.json               see ``presence``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
+from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest
+from fairseq_codistill.exchange.store import Store
+from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
+
+_MANIFEST_NAME = re.compile(r"(\d{10})\.json")
+
+
+def group_folder(group: int) -> str:
+    """Name of a group's folder in the exchange."""
+    return f"group-{group}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A snapshot on its way out: copied from the model, not yet in the exchange.
+
+    Attributes:
+        tensors: names -> CPU tensors, tied ones once (``tensors.copy_out``).
+        aliases: tied tensors, other name -> name in ``tensors``.
+    """
+
+    group: int
+    seed: int
+    update: int
+    epoch: int
+    dtype: str
+    vocabulary: str
+    model: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    aliases: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that was read and has passed every check.
+
+    Attributes:
+        tensors: all names, aliases among them -> CPU tensors, in the manifest's dtype.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, Tensor]
+
+
+class Exchange:
+    """The snapshots of one run; those of other runs in the same store are never used.
+
+    Args:
+        store: where they live.
+        run_id: the run.
+    """
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+
+    def publish(self, draft: Draft) -> bool:
+        """Make a snapshot exist, unless it does already: snapshots are immutable.
+
+        Returns:
+            Whether the exchange now holds these very weights.  It does not if the run published
+            others for the same update before; those stay.
+        """
+        data = encode(draft.tensors)
+        manifest = Manifest(
+            run_id=self.run_id,
+            group=draft.group,
+            seed=draft.seed,
+            update=draft.update,
+            epoch=draft.epoch,
+            dtype=draft.dtype,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            shapes=shapes_digest(_with_aliases(draft)),
+            aliases=draft.aliases,
+            vocabulary=draft.vocabulary,
+            model=draft.model,
+            time=time.time(),
+        )
+        there = self._own_manifest(draft.group, draft.update)
+        if there is not None:
+            return there.sha256 == manifest.sha256
+        stem = f"{group_folder(draft.group)}/{draft.update:010d}"
+        # Another run's snapshot of the same update gives way; its manifest goes first, so that
+        # its tensors are at no time described by a manifest they do not match.
+        self.store.delete(f"{stem}.json")
+        self.store.write(f"{stem}.safetensors", data)
+        self.store.write(f"{stem}.json", manifest.to_json())
+        return True
+
+    def updates(self, group: int) -> list[int]:
+        """Updates of a group that have a manifest, of whatever run, the newest first."""
+        matches = map(_MANIFEST_NAME.fullmatch, self.store.names(group_folder(group)))
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def manifest(self, group: int, update: int) -> Manifest:
+        """Read and check one manifest.
+
+        Raises:
+            SnapshotMissing: if there is none, or it is another run's.
+            SnapshotRejected: if it is malformed or does not belong where it lies.
+        """
+        name = f"{group_folder(group)}/{update:010d}.json"
+        try:
+            if self.store.size(name) > MAX_MANIFEST_BYTES:
+                raise SnapshotRejected(f"its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+            manifest = Manifest.from_json(self.store.read(name))
+        except FileNotFoundError as error:
+            raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
+        if manifest.run_id != self.run_id:
+            raise SnapshotMissing(f"{name} is of the run {manifest.run_id!r}")
+        if (manifest.group, manifest.update) != (group, update):
+            raise SnapshotRejected(
+                f"its manifest is that of group {manifest.group}, update {manifest.update}"
+            )
+        return manifest
+
+    def fetch(self, manifest: Manifest) -> Snapshot:
+        """Read the tensors that a manifest describes, and check them against it.
+
+        Raises:
+            SnapshotMissing: if they have gone since (retention).
+            SnapshotRejected: if size, digest, format, names or shapes are not the manifest's.
+        """
+        name = f"{group_folder(manifest.group)}/{manifest.update:010d}.safetensors"
+        try:
+            size = self.store.size(name)
+            if size != manifest.bytes:
+                raise SnapshotRejected(
+                    f"its tensor file has {size} bytes where its manifest says {manifest.bytes}"
+                )
+            data = self.store.read(name)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != manifest.sha256:
+            raise SnapshotRejected(
+                f"its tensor file has SHA-256 {digest[:12]}... where its manifest says "
+                f"{manifest.sha256[:12]}..."
+            )
+        tensors = decode(data, manifest.aliases)
+        if shapes_digest(tensors) != manifest.shapes:
+            raise SnapshotRejected("its tensors' names and shapes are not those of its manifest")
+        return Snapshot(manifest, tensors)
+
+    def prune(self, group: int, keep: int) -> None:
+        """Delete this run's snapshots of a group but for the ``keep`` newest; 0 keeps all."""
+        if keep == 0:
+            return
+        own = [u for u in self.updates(group) if self._own_manifest(group, u) is not None]
+        for update in own[keep:]:
+            # The manifest first: what a reader may still find must be whole.
+            self.store.delete(f"{group_folder(group)}/{update:010d}.json")
+            self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")
+
+    def sweep(self, group: int) -> None:
+        """Delete what a killed process of the group left half-written.
+
+        Only the group's one writer may call this, before it publishes.
+        """
+        folder = group_folder(group)
+        names = set(self.store.names(folder))
+        for name in names:
+            orphan = name.endswith(".safetensors") and f"{name[:-12]}.json" not in names
+            if orphan or name.endswith(".tmp"):
+                self.store.delete(f"{folder}/{name}")
+
+    def _own_manifest(self, group: int, update: int) -> Manifest | None:
+        try:
+            return self.manifest(group, update)
+        except (SnapshotMissing, SnapshotRejected):
+            return None
+
+
+def _with_aliases(draft: Draft) -> dict[str, Tensor]:
+    aliased = {alias: draft.tensors[name] for alias, name in draft.aliases.items()}
+    return {**draft.tensors, **aliased}

@@ -1,0 +1,121 @@
+"""Looking for peers' snapshots in the background, so that the training thread never waits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
+from fairseq_codistill.exchange.exchange import Snapshot
+from fairseq_codistill.exchange.reader import Reader
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+
+# How long a snapshot that another worker has seen may stay invisible to this one.
+PATIENCE_SECONDS = 30.0
+
+
+class Prefetcher:
+    """Holds, for each peer, at most one verified snapshot that has not been taken yet.
+
+    For each peer it either looks for the newest snapshot (``look``) or gets a certain one
+    (``get``).  Once it holds one it keeps it until the next of these calls.
+
+    Args:
+        reader: reads and checks.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._above: dict[int, int] = {}
+        self._exact: dict[int, tuple[int, float]] = {}
+        self._held: dict[int, Snapshot] = {}
+        self._given_up: dict[int, int] = {}
+        self._complaint: dict[int, str] = {}
+        self._thread = threading.Thread(target=self._work, name="codistill-prefetch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def look(self, peer: int, above: int) -> None:
+        """From now on look for the newest snapshot of ``peer`` after update ``above``."""
+        with self._lock:
+            self._forget(peer)
+            self._above[peer] = above
+        self._wake.set()
+
+    def get(self, peer: int, update: int) -> None:
+        """From now on try to get ``peer``'s snapshot of exactly ``update``."""
+        with self._lock:
+            if self._exact.get(peer, (None, 0))[0] == update:
+                return
+            self._forget(peer)
+            self._exact[peer] = (update, time.monotonic() + PATIENCE_SECONDS)
+        self._wake.set()
+
+    def held(self, peer: int) -> Snapshot | None:
+        """The snapshot that waits to be taken."""
+        with self._lock:
+            return self._held.get(peer)
+
+    def given_up(self, peer: int) -> int | None:
+        """The update that ``get`` asked for and that cannot be had."""
+        with self._lock:
+            return self._given_up.get(peer)
+
+    def rest(self, peer: int) -> None:
+        """Hold nothing of ``peer`` and stop looking, until told to again."""
+        with self._lock:
+            self._forget(peer)
+
+    def _forget(self, peer: int) -> None:
+        self._held.pop(peer, None)
+        self._above.pop(peer, None)
+        self._exact.pop(peer, None)
+        self._given_up.pop(peer, None)
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait(POLL_SECONDS)
+            self._wake.clear()
+            with self._lock:
+                peers = [p for p in {*self._above, *self._exact} if p not in self._held]
+            for peer in peers:
+                try:
+                    self._try(peer)
+                    self._complaint.pop(peer, None)
+                except Exception as error:  # noqa: BLE001 - the store may recover, training goes on
+                    if self._complaint.get(peer) != str(error):
+                        logger.warning("looking for snapshots of peer %d failed: %s", peer, error)
+                    self._complaint[peer] = str(error)
+
+    def _try(self, peer: int) -> None:
+        with self._lock:
+            above = self._above.get(peer)
+            exact, patience_ends = self._exact.get(peer, (None, 0.0))
+            if peer in self._given_up:
+                return
+        found, hopeless = None, False
+        if exact is not None:
+            try:
+                found = self._reader.read(peer, exact)
+            except SnapshotMissing:
+                hopeless = time.monotonic() > patience_ends
+            except SnapshotRejected:
+                hopeless = True
+        elif above is not None:
+            found = self._reader.newest(peer, above)
+        with self._lock:
+            # What was asked for may have changed while the store was read.
+            if above != self._above.get(peer) or exact != self._exact.get(peer, (None, 0))[0]:
+                return
+            if found is not None:
+                self._held[peer] = found
+            elif hopeless and exact is not None:
+                self._given_up[peer] = exact

@@ -1,0 +1,141 @@
+"""``alive.json``: that a group's process runs, how far it is, and that there is only one of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fairseq_codistill.exchange.errors import ExchangeError
+from fairseq_codistill.exchange.exchange import group_folder
+from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
+from fairseq_codistill.exchange.store import Store
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+
+# A process that has not written for this long, by the reader's clock, is taken for dead.
+FRESH_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Alive:
+    """What a group says of itself.
+
+    Attributes:
+        run_id: the run it takes part in.
+        nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
+        seed: the group's seed.
+        vocabulary: digest of its target vocabulary.
+        update: updates made so far.
+        time: when this was written, seconds since the epoch of Unix.
+        finished: training has reached its end, and the last snapshot is published.
+        running: False once the process has ended in an orderly way, finished or not.
+    """
+
+    run_id: str
+    nonce: str
+    seed: int
+    vocabulary: str
+    update: int
+    time: float
+    finished: bool
+    running: bool
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its process probably runs now."""
+        return self.running and time.time() - self.time < FRESH_SECONDS
+
+
+def read_alive(store: Store, group: int) -> Alive | None:
+    """Give what a group last said; None if it said nothing that can be read."""
+    name = f"{group_folder(group)}/alive.json"
+    try:
+        if store.size(name) > MAX_MANIFEST_BYTES:
+            return None
+        fields = json.loads(store.read(name))
+        return Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Presence:
+    """One group's claim to its index, kept up by a heartbeat in the background.
+
+    Args:
+        store: where ``alive.json`` goes.
+        group: the index claimed.
+        alive: what to say first; ``time`` is filled in at each writing.
+        update: asked at each heartbeat for the updates made so far.
+    """
+
+    def __init__(self, store: Store, group: int, alive: Alive, update: Callable[[], int]) -> None:
+        self._store = store
+        self._group = group
+        self._alive = alive
+        self._update = update
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="codistill-heartbeat", daemon=True)
+
+    def claim(self) -> None:
+        """Take the index, or refuse if a live process has it.
+
+        The other process is observed for one heartbeat and a half, so that neither a process
+        killed a moment ago nor a clock that is off counts as alive.
+
+        Raises:
+            ExchangeError: if another process of this index lives, or the exchange cannot be
+                written.
+        """
+        before = read_alive(self._store, self._group)
+        if before is not None and before.fresh and before.nonce != self._alive.nonce:
+            logger.info(
+                "group %d left a sign of life %.0f s ago; watching whether it still lives",
+                self._group,
+                time.time() - before.time,
+            )
+            time.sleep(1.5 * HEARTBEAT_SECONDS)
+            after = read_alive(self._store, self._group)
+            if after is not None and after.running and after.time != before.time:
+                raise ExchangeError(
+                    f"--codistill-group {self._group}: another live process has this index in "
+                    f"{self._store.uri} (run {after.run_id}, update {after.update}); give every "
+                    "group an index of its own or stop the other process"
+                )
+        try:
+            self._write()
+        except OSError as error:
+            raise ExchangeError(
+                f"--codistill-dir {self._store.uri} cannot be written ({error}); name a folder "
+                "or URI that every group can write"
+            ) from error
+        self._thread.start()
+
+    def release(self, finished: bool) -> None:
+        """Say that the process ends, and stop the heartbeat."""
+        self._stop.set()
+        self._thread.join()
+        self._alive = dataclasses.replace(self._alive, finished=finished, running=False)
+        try:
+            self._write()
+        except OSError as error:
+            logger.error("the last sign of life could not be written: %s", error)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self._write()
+            except OSError as error:
+                # The exchange may come back; training does not depend on it.
+                logger.warning("no sign of life could be written: %s", error)
+
+    def _write(self) -> None:
+        alive = dataclasses.replace(self._alive, time=time.time(), update=self._update())
+        data = json.dumps(dataclasses.asdict(alive), indent=1).encode()
+        self._store.write(f"{group_folder(self._group)}/alive.json", data)

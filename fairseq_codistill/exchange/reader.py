@@ -1,0 +1,82 @@
+"""Reading peers' snapshots for one group: every check done, every rejection said once."""
+
+from __future__ import annotations
+
+import logging
+
+from fairseq_codistill.exchange.errors import PeerUnusable, SnapshotMissing, SnapshotRejected
+from fairseq_codistill.exchange.exchange import Exchange, Snapshot
+from fairseq_codistill.exchange.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """Reads peers' snapshots on behalf of one group.
+
+    Args:
+        exchange: where from.
+        seed: this group's seed; a peer with the same one replays this group's randomness.
+        vocabulary: digest of this group's target vocabulary.
+    """
+
+    def __init__(self, exchange: Exchange, seed: int, vocabulary: str) -> None:
+        self.exchange = exchange
+        self._seed = seed
+        self._vocabulary = vocabulary
+        self._rejected: dict[tuple[int, int], str] = {}
+
+    def read(self, peer: int, update: int) -> Snapshot:
+        """Read one snapshot.
+
+        Raises:
+            SnapshotMissing: if there is none.
+            SnapshotRejected: if it fails a check; it has been logged.
+            PeerUnusable: if nothing this peer publishes can be used; it has been logged.
+        """
+        try:
+            manifest = self.exchange.manifest(peer, update)
+            self._check_peer(manifest)
+            return self.exchange.fetch(manifest)
+        except SnapshotRejected as rejection:
+            self.reject(peer, update, rejection)
+            raise
+
+    def newest(self, peer: int, above: int) -> Snapshot | None:
+        """Read a peer's newest sound snapshot after update ``above``; None if there is none.
+
+        What was rejected before is not read again.
+        """
+        for update in self.exchange.updates(peer):
+            if update <= above:
+                break
+            if (peer, update) in self._rejected:
+                continue
+            try:
+                return self.read(peer, update)
+            except (SnapshotMissing, SnapshotRejected):
+                continue
+        return None
+
+    def reject(self, peer: int, update: int, rejection: SnapshotRejected) -> None:
+        """Note that a snapshot cannot be used, and log each reason once."""
+        reason = str(rejection)
+        if isinstance(rejection, PeerUnusable):
+            if reason not in self._rejected.values():
+                logger.error("peer %d is left out: %s", peer, reason)
+        elif self._rejected.get((peer, update)) != reason:
+            logger.warning("peer %d: snapshot of update %d rejected: %s", peer, update, reason)
+        self._rejected[peer, update] = reason
+
+    def _check_peer(self, manifest: Manifest) -> None:
+        if manifest.vocabulary != self._vocabulary:
+            raise PeerUnusable(
+                f"group {manifest.group} was trained with another target vocabulary "
+                f"({manifest.vocabulary[:12]}... against {self._vocabulary[:12]}...); train all "
+                "groups on data prepared with one dictionary"
+            )
+        if manifest.seed == self._seed:
+            raise PeerUnusable(
+                f"group {manifest.group} has this group's --seed {self._seed}; give every group a "
+                "seed of its own, 1000003 apart"
+            )

@@ -1,0 +1,24 @@
+"""How an adapter ends a process when the user has to act: one line, and a status that tells why."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.exchange import ExchangeError
+
+# Settings, which a restart would not change.
+CONFIG_STATUS = 2
+# Anything else that went wrong between groups.
+EXCHANGE_STATUS = 1
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """End the process with one line on standard error in place of a traceback."""
+    try:
+        yield
+    except (ConfigError, ExchangeError) as error:
+        print(f"codistill: error: {error}", file=sys.stderr, flush=True)
+        status = CONFIG_STATUS if isinstance(error, ConfigError) else EXCHANGE_STATUS
+        raise SystemExit(status) from error

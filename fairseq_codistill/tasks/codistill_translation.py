@@ -1,0 +1,173 @@
+"""The task: translation as one of n groups that codistil."""
+
+import argparse
+import atexit
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import II, DictConfig
+from torch import nn
+
+from fairseq_codistill.codistillation import (
+    Codistillation,
+    CodistillationConfig,
+    ConfigError,
+    Group,
+)
+from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
+from fairseq_codistill.sentences import errors_as_sentences
+from fairseq_codistill.tasks import _models, _safe_globals
+
+logger = logging.getLogger(__name__)
+
+_safe_globals.register()
+
+DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
+
+
+@dataclass
+class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
+    """fairseq's translation settings, the codistillation settings, and two that it looks at."""
+
+    seed: int = II("common.seed")
+    ddp_backend: str = II("distributed_training.ddp_backend")
+
+
+@register_task("codistill_translation", dataclass=CodistillTranslationConfig)
+class CodistillTranslationTask(TranslationTask):
+    """Translate; while training, codistil with the groups of ``--codistill-dir``.
+
+    Generation and validation are those of fairseq's ``translation``.
+    """
+
+    cfg: CodistillTranslationConfig
+
+    def __init__(self, cfg: CodistillTranslationConfig, src_dict: Any, tgt_dict: Any) -> None:
+        super().__init__(cfg, src_dict, tgt_dict)
+        self.codistillation: Codistillation | None = None
+        self._model_cfg: argparse.Namespace | DictConfig | None = None
+        self._epoch = 1
+        self._boundary: int | None = None
+
+    @classmethod
+    def setup_task(cls, cfg: CodistillTranslationConfig, **kwargs: Any) -> TranslationTask:
+        """Load the dictionaries, once the settings are known to fit together."""
+        with errors_as_sentences():
+            CodistillationConfig.of(cfg).check()
+        return super().setup_task(cfg, **kwargs)
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
+        """Build the student."""
+        model = super().build_model(cfg, from_checkpoint)
+        decoder = getattr(model, "decoder", None)
+        if getattr(decoder, "adaptive_softmax", None) is not None:
+            with errors_as_sentences():
+                raise ConfigError(
+                    "--adaptive-softmax-cutoff: a model with adaptive softmax has no plain logits "
+                    "to compare; leave it out"
+                )
+        self._model_cfg = cfg
+        return model
+
+    def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
+        """Build the criterion; it can only be the one that belongs to this task."""
+        name = getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
+        with errors_as_sentences():
+            if name != CRITERION:
+                raise ConfigError(
+                    f"--criterion {name} does not codistil; with --task codistill_translation "
+                    f"use --criterion {CRITERION}"
+                )
+            if self.cfg.ddp_backend not in DDP_BACKENDS:
+                raise ConfigError(
+                    f"--ddp-backend {self.cfg.ddp_backend} is not supported; use legacy_ddp or "
+                    "pytorch_ddp"
+                )
+            return super().build_criterion(cfg, from_checkpoint=from_checkpoint)
+
+    def begin_epoch(self, epoch: int, model: nn.Module) -> None:
+        """Note the epoch, on which alpha depends; the first time, join the other groups."""
+        super().begin_epoch(epoch, model)
+        self._epoch = epoch
+        if self.cfg.codistill_num_groups > 1 and self.codistillation is None:
+            with errors_as_sentences():
+                self._join(model)
+
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> Any:
+        """Forward and backward; before an update's first micro-batch, its boundary.
+
+        fairseq calls this again with the same ``update_num`` for further micro-batches and for
+        batches repeated after an overflow.
+        """
+        if self.codistillation is not None and update_num != self._boundary:
+            with errors_as_sentences():
+                self.codistillation.at_boundary(update_num, self._epoch)
+            self._boundary = update_num
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    def _join(self, model: nn.Module) -> None:
+        assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
+        own_cfg = self._model_cfg
+        like = next(model.parameters())
+        group = Group(
+            seed=self.cfg.seed,
+            vocabulary=vocabulary_digest(self.target_dictionary.symbols),
+            model=_models.describe(own_cfg),
+            build=lambda config: _models.build(self, own_cfg, config, like),
+        )
+        codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
+        end = _TrainingEnd(lambda: codistillation.finish(_updates_made()))
+        end.watch()
+        atexit.register(lambda: None if end.reached else codistillation.abandon())
+        self.codistillation = codistillation
+
+
+def vocabulary_digest(symbols: list[str]) -> str:
+    """SHA-256 of the symbols in index order, joined by newlines."""
+    return hashlib.sha256("\n".join(symbols).encode()).hexdigest()
+
+
+class _TrainingEnd(logging.Filter):
+    """Notices that fairseq's training loop has ended in an orderly way, and acts on it.
+
+    fairseq has no hook there.  The line that it logs then is the one event that tells the end
+    from a crash, for ``fairseq-train``, ``fairseq-hydra-train`` and spawned workers alike.
+    """
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self.reached = False
+        self._act = act
+
+    def watch(self) -> None:
+        """Begin to listen."""
+        train = logging.getLogger("fairseq_cli.train")
+        train.addFilter(self)
+        train.setLevel(logging.INFO)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let pass what the root logger's level lets pass."""
+        if not self.reached and str(record.msg).startswith("done training in"):
+            self.reached = True
+            self._act()
+        return record.levelno >= logging.getLogger().getEffectiveLevel()
+
+
+def _updates_made() -> int:
+    """Give the trainer's own counter, which skips updates that overflowed."""
+    return int(metrics.get_meter("default", "num_updates").val)
