@@ -100,6 +100,8 @@ class LockstepSource:
                 reason = str(rejection)
             except SnapshotMissing:
                 self._check_not_finished(peer, update)
+            except OSError as error:
+                reason = f"the exchange could not be read: {error}"
             if time.monotonic() > deadline:
                 raise ExchangeError(
                     f"--codistill-timeout {self._timeout:g}: no snapshot of peer {peer} at update "

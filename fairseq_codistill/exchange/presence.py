@@ -61,7 +61,7 @@ def read_alive(store: Store, group: int) -> Alive | None:
             return None
         fields = json.loads(store.read(name))
         return Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

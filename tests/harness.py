@@ -1,0 +1,128 @@
+"""Real fairseq-train processes, and what they left behind."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PLUGIN = Path(__file__).parent.parent / "fairseq_codistill"
+BIN = Path(sys.executable).parent
+SEED_STEP = 1000003
+
+TINY = """
+    --arch transformer --encoder-layers 1 --decoder-layers 1
+    --encoder-embed-dim 16 --decoder-embed-dim 16
+    --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32
+    --encoder-attention-heads 2 --decoder-attention-heads 2 --share-all-embeddings
+    --optimizer sgd --lr 0.5 --dropout 0 --max-tokens 300 --max-update 20
+    --log-interval 1 --log-format json --no-epoch-checkpoints --num-workers 0 --seed 1 --cpu
+""".split()
+PLAIN = ["--task", "translation", "--criterion", "cross_entropy"]
+CODISTILL = [
+    *["--user-dir", str(PLUGIN), "--task", "codistill_translation"],
+    *["--criterion", "codistill_cross_entropy"],
+]
+LOCKSTEP = ["--codistill-mode", "lockstep", "--codistill-snapshot-dtype", "float32"]
+
+
+@dataclass
+class Run:
+    """One group's run: where its checkpoints are, and its log."""
+
+    folder: Path
+    log: str
+    status: int = 0
+
+    def lines(self, tag: str = "train_inner") -> list[dict]:
+        """The JSON lines that fairseq logged under a tag, numbers as floats."""
+        marker = f"| {tag} | "
+        found = [line.split(marker, 1)[1] for line in self.log.splitlines() if marker in line]
+        return [
+            {
+                key.removeprefix(f"{tag}_"): float(value)
+                for key, value in json.loads(line).items()
+                if value is not None
+            }
+            for line in found
+        ]
+
+    def checkpoint(self, name: str = "checkpoint_last.pt") -> dict:
+        """A checkpoint, read as torch reads it by default."""
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(self.folder / name, weights_only=True)
+
+    def weights(self, name: str = "checkpoint_last.pt") -> dict[str, torch.Tensor]:
+        """The model in a checkpoint."""
+        return self.checkpoint(name)["model"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment of a training process: one thread, no GPU."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("CODISTILL_")}
+    return env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+
+
+def start(corpus: Path, folder: Path, *flags: str) -> subprocess.Popen:
+    """Start one fairseq-train process; its log goes to ``folder/log.txt``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen(
+            [str(BIN / "fairseq-train"), str(corpus), *TINY, "--save-dir", str(folder), *flags],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+        )
+
+
+def finish(process: subprocess.Popen, folder: Path, status: int | None = 0) -> Run:
+    """Wait for a process from ``start``; ``status`` is what it must end with (None: anything)."""
+    process.wait(timeout=300)
+    run = Run(folder, (folder / "log.txt").read_text(), process.returncode)
+    if status is not None:
+        assert run.status == status, run.log[-3000:]
+    return run
+
+
+def train(corpus: Path, folder: Path, *flags: str) -> Run:
+    """Run one fairseq-train process to its end."""
+    return finish(start(corpus, folder, *flags), folder)
+
+
+def launch(
+    corpus: Path, out: Path, *flags: str, groups: int = 2, workers: int = 1, status: int = 0
+) -> list[Run]:
+    """Run ``codistill launch`` and give what each group left behind."""
+    command = [
+        *[str(BIN / "codistill"), "launch", "--groups", str(groups), "--out", str(out)],
+        *["--workers-per-group", str(workers), "--max-restarts", "0", "--"],
+        *["fairseq-train", str(corpus), *TINY, *CODISTILL, *flags],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
+    folders = [out / f"group-{i}" for i in range(groups)]
+    logs = [(f / "log.txt").read_text() if (f / "log.txt").exists() else "" for f in folders]
+    told = done.stdout[-2000:] + done.stderr[-2000:] + "".join(log[-1500:] for log in logs)
+    assert done.returncode == status, told
+    return [Run(folder, log) for folder, log in zip(folders, logs, strict=True)]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two models are the same, bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def distance(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """||w - ref|| / ||ref|| over all parameters."""
+    difference = sum((weights[k].double() - reference[k]).square().sum() for k in reference)
+    norm = sum(reference[k].square().sum() for k in reference)
+    return float((difference / norm).sqrt())
+
+
+def column(lines: Sequence[dict], key: str) -> list[float]:
+    """One metric of all log lines."""
+    return [line[key] for line in lines]

@@ -1,0 +1,34 @@
+"""Real groups in lockstep with T = 1 are Algorithm 1 of the paper."""
+
+import pytest
+from harness import LOCKSTEP, column, distance, launch
+from reference import algorithm_1
+
+UPDATES = 24
+
+
+@pytest.mark.parametrize(("n", "workers"), [(2, 1), (2, 2), (3, 1)])
+def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, workers):
+    flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7"]
+    runs = launch(corpus, tmp_path, *flags, "--max-update", str(UPDATES), groups=n, workers=workers)
+    reference, losses = algorithm_1(
+        corpus, updates=UPDATES, n=n, workers=workers, alpha=0.7, gamma=1.1, lr=0.5
+    )
+    for run, weights, truth in zip(runs, reference, losses, strict=True):
+        assert distance(run.weights(), weights) <= 1e-5
+        lines = run.lines()
+        assert len(lines) == UPDATES
+        for key, places in {
+            "loss": 3,
+            "nll_loss": 3,
+            "codistill_loss": 4,
+            "codistill_alpha": 5,
+        }.items():
+            # fairseq rounds what it logs to that many places.
+            tolerance = 0.51 * 10**-places + 1e-5
+            assert column(lines, key) == pytest.approx(column(truth, key), abs=tolerance), key
+        assert set(column(lines, "codistill_staleness")) == {0}
+        assert set(column(lines, "codistill_peers")) == {n - 1}
+        # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
+        assert lines[-1]["epoch"] > 1
+        assert min(column(truth, "codistill_loss")) > 1e-3

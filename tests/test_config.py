@@ -1,0 +1,52 @@
+"""Every setting out of range is one sentence with the flag, the value and what to do."""
+
+import pytest
+
+from fairseq_codistill.codistillation import CodistillationConfig, ConfigError
+
+TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"codistill_num_groups": 2}, "--codistill-dir is missing"),
+        ({"codistill_num_groups": 0}, "--codistill-num-groups 0 is too small; give 1"),
+        (TWO | {"codistill_group": 2}, "--codistill-group 2 is not one of 0 to 1"),
+        ({"codistill_group": -1}, "--codistill-group -1 is not one of 0 to 0"),
+        ({"codistill_run_id": ""}, "--codistill-run-id is empty"),
+        ({"codistill_interval": 0}, "--codistill-interval 0 is too small; give 1"),
+        ({"codistill_mode": "sync"}, "--codistill-mode sync is unknown; choose async or lockstep"),
+        ({"codistill_timeout": 0.0}, "--codistill-timeout 0.0 is out of range"),
+        ({"codistill_timeout": float("inf")}, "--codistill-timeout inf is out of range"),
+        ({"codistill_keep": -1}, "--codistill-keep -1 is too small; give 0"),
+        ({"codistill_snapshot_dtype": "int4"}, "--codistill-snapshot-dtype int4 is unknown"),
+        ({"codistill_divergence": "mse"}, "--codistill-divergence mse is unknown; choose logit-"),
+        ({"codistill_temperature": 0.0}, "--codistill-temperature 0.0 is out of range"),
+        ({"codistill_alpha": -0.1}, "--codistill-alpha -0.1 is out of range; give 0"),
+        ({"codistill_alpha": float("nan")}, "--codistill-alpha nan is out of range"),
+        ({"codistill_alpha_schedule": "cosine"}, "--codistill-alpha-schedule cosine is unknown"),
+        ({"codistill_alpha_growth": 0.0}, "--codistill-alpha-growth 0.0 is out of range"),
+        ({"codistill_alpha_step": -1.0}, "--codistill-alpha-step -1.0 is out of range"),
+        ({"codistill_alpha_max": -1.0}, "--codistill-alpha-max -1.0 is out of range"),
+        ({"codistill_burn_in": -5}, "--codistill-burn-in -5 is too small; give 0"),
+        ({"codistill_alpha_schedule": "step"}, "needs --codistill-alpha-milestones; name the"),
+        ({"codistill_alpha_milestones": [3, 0]}, "--codistill-alpha-milestones 3,0 names an epoch"),
+    ],
+)
+def test_one_sentence(settings, says):
+    with pytest.raises(ConfigError) as error:
+        CodistillationConfig(**settings).check()
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [{}, TWO, TWO | {"codistill_mode": "lockstep"}])
+def test_what_fits_passes(settings):
+    CodistillationConfig(**settings).check()
+
+
+def test_lockstep_keeps_all_unless_told_otherwise():
+    assert CodistillationConfig().keep == 3
+    assert CodistillationConfig(codistill_mode="lockstep").keep == 0
+    assert CodistillationConfig(codistill_mode="lockstep", codistill_keep=2).keep == 2

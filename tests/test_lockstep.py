@@ -1,0 +1,31 @@
+"""Lockstep is reproducible and resumes exactly."""
+
+import pytest
+from harness import LOCKSTEP, equal, launch
+
+# Adam and dropout, so that a resumed run needs all of its state.
+FLAGS = [*LOCKSTEP, *"--codistill-interval 5 --optimizer adam --lr 0.01 --dropout 0.1".split()]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
+def unbroken(request, corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    return request.param, launch(corpus, out, *FLAGS, workers=request.param)
+
+
+def test_two_runs_end_with_the_same_bits(corpus, tmp_path, unbroken):
+    workers, runs = unbroken
+    again = launch(corpus, tmp_path, *FLAGS, workers=workers)
+    for run, same in zip(runs, again, strict=True):
+        assert equal(run.weights(), same.weights())
+    assert not equal(runs[0].weights(), runs[1].weights())
+
+
+@pytest.mark.parametrize("stop", [10, 13], ids=["on-a-multiple-of-T", "off"])
+def test_a_resumed_run_equals_an_unbroken_one(corpus, tmp_path, unbroken, stop):
+    workers, runs = unbroken
+    launch(corpus, tmp_path, *FLAGS, "--max-update", str(stop), workers=workers)
+    resumed = launch(corpus, tmp_path, *FLAGS, workers=workers)
+    for run, same in zip(runs, resumed, strict=True):
+        assert f"@ {stop} updates)" in same.log, "it did not resume"
+        assert equal(run.weights(), same.weights())

@@ -1,0 +1,90 @@
+"""One live process per group index."""
+
+import time
+
+import pytest
+
+from fairseq_codistill.exchange import Alive, ExchangeError, Presence, Store, presence, read_alive
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeat(monkeypatch):
+    monkeypatch.setattr(presence, "HEARTBEAT_SECONDS", 0.2)
+
+
+def make(store, nonce, update=lambda: 0):
+    alive = Alive(
+        run_id="run",
+        nonce=nonce,
+        seed=1,
+        vocabulary="v",
+        update=0,
+        time=0.0,
+        finished=False,
+        running=True,
+    )
+    return Presence(store, 0, alive, update)
+
+
+def test_the_heartbeat_tells_how_far_the_group_is(store):
+    at = 3
+    first = make(store, "one", lambda: at)
+    first.claim()
+    assert read_alive(store, 0).update == 3
+    at = 8
+    time.sleep(0.5)
+    alive = read_alive(store, 0)
+    assert (alive.update, alive.fresh, alive.finished) == (8, True, False)
+    first.release(finished=True)
+    alive = read_alive(store, 0)
+    assert (alive.finished, alive.fresh) == (True, False)
+
+
+def test_a_second_live_process_is_refused(store):
+    first = make(store, "one")
+    first.claim()
+    with pytest.raises(ExchangeError, match="--codistill-group 0: another live process"):
+        make(store, "two").claim()
+    first.release(finished=False)
+    again = make(store, "two")
+    again.claim()
+    again.release(finished=False)
+
+
+def test_a_restart_with_the_same_nonce_is_not_refused(store):
+    first, restart = make(store, "one"), make(store, "one")
+    first.claim()
+    restart.claim()
+    first.release(finished=False)
+    restart.release(finished=False)
+
+
+def test_a_process_killed_a_moment_ago_is_observed_and_then_replaced(store):
+    killed = make(store, "one")
+    killed.claim()
+    killed._stop.set()  # what SIGKILL leaves: a fresh sign of life, and none after it
+    killed._thread.join()
+    assert read_alive(store, 0).fresh
+    successor = make(store, "two")
+    successor.claim()
+    assert read_alive(store, 0).nonce == "two"
+    successor.release(finished=False)
+
+
+def test_an_exchange_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "exchange").write_text("a file, not a folder")
+    with pytest.raises(ExchangeError, match="exchange cannot be written .*; name a folder"):
+        make(Store(str(tmp_path / "exchange")), "one").claim()
+
+
+def test_nonsense_is_no_sign_of_life(store, tmp_path):
+    assert read_alive(store, 0) is None
+    (tmp_path / "group-0").mkdir()
+    for nonsense in ("", "{", "[]", '{"nonce": 1}'):
+        (tmp_path / "group-0" / "alive.json").write_text(nonsense)
+        assert read_alive(store, 0) is None

@@ -1,0 +1,165 @@
+"""Which snapshots a group uses: async agrees among its workers, lockstep waits or stops."""
+
+import time
+
+import pytest
+import torch
+from test_exchange import VOCABULARY, draft
+from torch import distributed as dist
+from torch import multiprocessing
+
+from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource
+from fairseq_codistill.codistillation.workers import Workers
+from fairseq_codistill.exchange import (
+    Alive,
+    Exchange,
+    ExchangeError,
+    PeerUnusable,
+    Presence,
+    Reader,
+    SnapshotRejected,
+    Store,
+    prefetcher,
+)
+
+
+@pytest.fixture
+def exchange(tmp_path):
+    return Exchange(Store(str(tmp_path)), "run")
+
+
+@pytest.fixture(autouse=True)
+def quick_look(monkeypatch):
+    monkeypatch.setattr(prefetcher, "POLL_SECONDS", 0.02)
+
+
+def reader(exchange):
+    return Reader(exchange, seed=1, vocabulary=VOCABULARY)
+
+
+def taken_within(source, seconds=5.0, update=50):
+    """Ask at boundary after boundary until something is given."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if taken := source.take(update):
+            return [(s.manifest.group, s.manifest.update) for s in taken]
+        time.sleep(0.01)
+    return []
+
+
+def test_async_gives_the_newest_and_never_an_older_one(exchange):
+    exchange.publish(draft(10))
+    exchange.publish(draft(20))
+    source = AsyncSource(reader(exchange), Workers(timeout=10), [1, 2])
+    assert taken_within(source) == [(1, 20)]
+    exchange.publish(draft(15))
+    assert taken_within(source, seconds=0.3) == []
+    exchange.publish(draft(7, group=2))
+    exchange.publish(draft(30))
+    assert sorted(taken_within(source) + taken_within(source, 0.5)) == [(1, 30), (2, 7)]
+
+
+def test_async_goes_on_with_what_it_had_when_a_snapshot_does_not_fit(exchange, caplog):
+    exchange.publish(draft(10))
+    source = AsyncSource(reader(exchange), Workers(timeout=10), [1])
+    snapshot = []
+    while not snapshot:
+        snapshot = source.take(11)
+    source.refuse(snapshot[0], SnapshotRejected("its tensors do not fit"))
+    assert "peer 1: snapshot of update 10 rejected: its tensors do not fit" in caplog.text
+    assert taken_within(source, seconds=0.2) == []
+
+
+def lockstep(exchange, peers=(1,), interval=10, timeout=0.3):
+    workers = Workers(timeout=10)
+    return LockstepSource(reader(exchange), workers, list(peers), interval, timeout)
+
+
+def test_lockstep_gives_exactly_the_last_multiple(exchange):
+    for update in (0, 10, 20):
+        exchange.publish(draft(update))
+    source = lockstep(exchange)
+    given = {u: [s.manifest.update for s in source.take(u)] for u in (0, 1, 9, 10, 25, 29)}
+    assert given == {0: [0], 1: [], 9: [], 10: [10], 25: [20], 29: []}
+
+
+def test_lockstep_names_the_peer_that_did_not_come(exchange):
+    exchange.publish(draft(10))
+    with pytest.raises(ExchangeError, match="--codistill-timeout 0.3: no snapshot of peer 2 at up"):
+        lockstep(exchange, peers=(1, 2)).take(13)
+
+
+def test_lockstep_takes_a_bad_snapshot_for_a_missing_one(exchange, tmp_path):
+    exchange.publish(draft(10))
+    (tmp_path / "group-1" / "0000000010.safetensors").write_bytes(b"x")
+    with pytest.raises(ExchangeError, match=r"no snapshot of peer 1 .* \(its tensor file has 1 by"):
+        lockstep(exchange).take(10)
+
+
+def test_lockstep_stops_at_once_for_another_vocabulary(exchange):
+    exchange.publish(draft(10, vocabulary="f" * 64))
+    start = time.monotonic()
+    with pytest.raises(PeerUnusable, match="another target vocabulary"):
+        lockstep(exchange, timeout=60).take(10)
+    assert time.monotonic() - start < 30
+
+
+def test_lockstep_does_not_wait_for_a_peer_that_has_finished(exchange):
+    alive = Alive("run", "one", 2, VOCABULARY, 0, 0.0, finished=False, running=True)
+    presence = Presence(exchange.store, 1, alive, update=lambda: 15)
+    presence.claim()
+    presence.release(finished=True)
+    with pytest.raises(ExchangeError, match="peer 1 finished at update 15"):
+        lockstep(exchange, timeout=60).take(20)
+
+
+def agree(rank, size, port, folder, queue):
+    """One worker of a group: takes at boundary after boundary, in step with the others."""
+    prefetcher.POLL_SECONDS = 0.02
+    exchange = Exchange(Store(folder), "run")
+    # What the leader sees of update 20 the other workers never do.
+    prefetcher.PATIENCE_SECONDS = 0.3
+    if rank > 0:
+        original = exchange.manifest
+
+        def manifest(group, update):
+            return original(group, 999 if update == 20 else update)
+
+        exchange.manifest = manifest
+    address = f"tcp://localhost:{port}"
+    dist.init_process_group("gloo", init_method=address, world_size=size, rank=rank)
+    source = AsyncSource(reader(exchange), Workers(timeout=30), [1, 2])
+    swaps = []
+    for boundary in range(300):
+        # The slower worker is slower by far.
+        time.sleep(0.002 + 0.008 * rank)
+        swaps += [
+            (boundary, s.manifest.group, s.manifest.update, s.manifest.sha256)
+            for s in source.take(boundary)
+        ]
+        if rank == 0 and boundary == 100:
+            exchange.publish(draft(30))
+        dist.barrier()
+    queue.put((rank, swaps))
+    dist.destroy_process_group()
+
+
+def test_workers_swap_to_the_same_file_at_the_same_boundary(exchange, tmp_path):
+    exchange.publish(draft(10, group=2))
+    exchange.publish(draft(20, group=1))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    size = 3
+    port = 20000 + int(torch.randint(20000, ()).item())
+    processes = [
+        context.Process(target=agree, args=(rank, size, port, str(tmp_path), queue))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    swaps = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+    assert swaps[0] == swaps[1] == swaps[2]
+    # Update 20 of peer 1 could not be read by all, so nobody used it.
+    assert [swap[1:3] for swap in swaps[0]] == [(2, 10), (1, 30)]
