@@ -15,14 +15,17 @@ PLUGIN = Path(__file__).parent.parent / "fairseq_codistill"
 BIN = Path(sys.executable).parent
 SEED_STEP = 1000003
 
-TINY = """
+MODEL = """
     --arch transformer --encoder-layers 1 --decoder-layers 1
     --encoder-embed-dim 16 --decoder-embed-dim 16
     --encoder-ffn-embed-dim 32 --decoder-ffn-embed-dim 32
-    --encoder-attention-heads 2 --decoder-attention-heads 2 --share-all-embeddings
-    --optimizer sgd --lr 0.5 --dropout 0 --max-tokens 300 --max-update 20
+    --encoder-attention-heads 2 --decoder-attention-heads 2 --dropout 0
+""".split()
+SETTINGS = """
+    --optimizer sgd --lr 0.5 --max-tokens 300 --max-update 20
     --log-interval 1 --log-format json --no-epoch-checkpoints --num-workers 0 --seed 1 --cpu
 """.split()
+TINY = [*MODEL, "--share-all-embeddings", *SETTINGS]
 PLAIN = ["--task", "translation", "--criterion", "cross_entropy"]
 CODISTILL = [
     *["--user-dir", str(PLUGIN), "--task", "codistill_translation"],

@@ -46,7 +46,8 @@ def build(
     cfg: argparse.Namespace | DictConfig
     if "arch" in config:
         base = vars(own) if isinstance(own, argparse.Namespace) else {}
-        cfg = argparse.Namespace(**{**base, **config})
+        # fairseq looks at _name first, and that one is this group's.
+        cfg = argparse.Namespace(**{**base, **config, "_name": config["arch"]})
     elif "_name" in config:
         cfg = OmegaConf.create(config)
     else:

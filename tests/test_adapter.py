@@ -1,0 +1,282 @@
+"""The fairseq adapter in one process: the loss of a batch, peers of any architecture, bad input."""
+
+import contextlib
+import io
+import time
+
+import pytest
+import torch
+from fairseq import options, tasks, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from harness import CODISTILL, MODEL, SETTINGS, TINY
+from torch.nn import functional as F
+
+from fairseq_codistill.codistillation.config import CodistillationConfig
+from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
+from fairseq_codistill.tasks import _models
+from fairseq_codistill.tasks.codistill_translation import vocabulary_digest
+
+LSTM = """--arch lstm --encoder-embed-dim 16 --encoder-hidden-size 16 --decoder-embed-dim 16
+    --decoder-hidden-size 16 --decoder-out-embed-dim 16""".split()
+LIGHTCONV = """--arch lightconv --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16
+    --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16
+    --encoder-attention-heads 2 --decoder-attention-heads 2 --encoder-kernel-size-list [3]
+    --decoder-kernel-size-list [3] --weight-dropout 0 --input-dropout 0""".split()
+WIDE = "--encoder-embed-dim 32 --decoder-embed-dim 32 --dropout 0.3".split()
+ARCHITECTURES = {
+    "transformer": ["--share-all-embeddings"],
+    "unshared": [],
+    "layerdrop": ["--decoder-layerdrop", "0.5"],
+    "lstm": LSTM,
+    "lightconv": LIGHTCONV,
+}
+
+
+def configuration(corpus, *flags):
+    """What fairseq-train makes of a command line."""
+    # Each architecture has flags of its own.
+    model = [] if "--arch" in flags else MODEL
+    with contextlib.redirect_stdout(io.StringIO()):
+        args = options.parse_args_and_arch(
+            options.get_training_parser(), [str(corpus), *model, *SETTINGS, *CODISTILL, *flags]
+        )
+    return convert_namespace_to_omegaconf(args)
+
+
+class Student:
+    """One group, set up as fairseq-train does, and a batch for it."""
+
+    def __init__(self, corpus, *flags, seed=1):
+        self.cfg = configuration(corpus, *flags, "--seed", str(seed))
+        self.task = tasks.setup_task(self.cfg.task)
+        utils.set_torch_seed(seed)
+        self.model = self.task.build_model(self.cfg.model)
+        self.criterion = self.task.build_criterion(self.cfg.criterion)
+        self.task.load_dataset("valid")
+        dataset = self.task.dataset("valid")
+        self.sample = dataset.collater([dataset[i] for i in range(9)])
+        self.pad = self.task.target_dictionary.pad()
+        assert (self.sample["target"] == self.pad).any(), "no padding, nothing to leave out"
+
+    def publish(self, exchange, group, update):
+        """Leave this model in an exchange as another group's."""
+        tensors, aliases = copy_out(self.model.state_dict(), torch.float32)
+        assert exchange.publish(
+            Draft(
+                group=group,
+                seed=self.cfg.common.seed,
+                update=update,
+                epoch=1,
+                dtype="float32",
+                vocabulary=vocabulary_digest(self.task.target_dictionary.symbols),
+                model=_models.describe(self.cfg.model),
+                tensors=tensors,
+                aliases=aliases,
+            )
+        )
+
+    def logits(self, model=None):
+        """Logits in float64 of the real target tokens, without dropout."""
+        model = (model or self.model).double().eval()
+        return model(**self.sample["net_input"])[0][self.sample["target"] != self.pad]
+
+
+@pytest.fixture
+def groups(corpus, tmp_path):
+    """Make group 0 with peers that have published; gives it once they are live."""
+    made = []
+
+    def make(*flags, peers=1, peer_flags=None, live=True):
+        exchange = Exchange(Store(str(tmp_path)), "default")
+        others = []
+        for i in range(1, peers + 1):
+            other = Student(corpus, *(flags if peer_flags is None else peer_flags), seed=100 + i)
+            other.publish(exchange, group=i, update=40)
+            others.append(other)
+        shared = ["--codistill-dir", str(tmp_path), "--codistill-num-groups", str(peers + 1)]
+        student = Student(corpus, *shared, *flags)
+        student.task.begin_epoch(1, student.model)
+        made.append(student)
+        codistillation = student.task.codistillation
+        codistillation.at_boundary(50, epoch=1)
+        deadline = time.monotonic() + 20
+        while live and len(codistillation.peers) < peers and time.monotonic() < deadline:
+            time.sleep(0.02)
+            codistillation.at_boundary(50, epoch=1)
+        return student, others
+
+    yield make
+    for student in made:
+        student.task.codistillation.abandon()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_loss_is_the_formula(groups, arch):
+    flags = [*ARCHITECTURES[arch], "--codistill-alpha", "0.7"]
+    # Dropout off, so that the formula can be computed again; the peers' is off by eval mode.
+    student, peers = groups(*flags, "--dropout", "0", peers=2, peer_flags=flags)
+    if arch == "layerdrop":
+        student.model.eval()
+        student.model.training = True
+    else:
+        student.model.train()
+    loss, size, log = student.criterion(student.model, student.sample)
+
+    real = student.sample["target"] != student.pad
+    own = student.logits()
+    nll = F.cross_entropy(own, student.sample["target"][real], reduction="sum")
+    divergence = sum((p.logits() - own).square().mean(dim=1).sum() for p in peers) / 2
+    assert size == student.sample["ntokens"] == int(real.sum())
+    assert loss.item() == pytest.approx((nll + 0.7 * divergence).item(), rel=1e-5)
+    assert log["nll_loss"].item() == pytest.approx(nll.item(), rel=1e-5)
+    assert log["codistill_loss"].item() == pytest.approx(divergence.item(), rel=1e-4)
+    assert (log["codistill_peers"], log["codistill_staleness"]) == (2, 10)
+    assert divergence > 1e-3 * nll
+
+
+def test_only_the_student_is_in_the_model_and_gets_a_gradient(groups):
+    student, _ = groups()
+    names = set(student.model.state_dict())
+    student.model.train()
+    student.criterion(student.model, student.sample)[0].backward()
+    assert not list(student.criterion.parameters())
+    assert not student.criterion.state_dict()
+    assert set(student.model.state_dict()) == names
+    (peer,) = student.task.codistillation.peers
+    assert not any(p.requires_grad or p.grad is not None for p in peer.module.parameters())
+    assert not peer.module.training
+
+
+def test_a_peer_leaves_the_students_random_numbers_alone(groups):
+    student, _ = groups(*["--dropout", "0.3", "--decoder-layerdrop", "0.5"])
+    student.model.train()
+    codistillation = student.task.codistillation
+    drawn = {}
+    for with_peer in (True, False):
+        codistillation.alpha = 1.0 if with_peer else 0.0
+        torch.manual_seed(5)
+        log = student.criterion(student.model, student.sample)[2]
+        drawn[with_peer] = (log["nll_loss"].item(), torch.rand(1).item())
+    assert drawn[True] == drawn[False]
+
+
+def test_a_batch_is_divided_by_its_sentences_if_asked(groups):
+    student, _ = groups("--sentence-avg")
+    student.model.train()
+    _, size, log = student.criterion(student.model, student.sample)
+    assert size == student.sample["target"].size(0)
+    assert log["codistill_tokens"] == student.sample["ntokens"]
+
+
+def test_label_smoothing_is_in_the_loss_and_not_in_the_nll(groups):
+    student, _ = groups("--label-smoothing", "0.1", "--codistill-alpha", "0")
+    student.model.train()
+    loss, _, log = student.criterion(student.model, student.sample)
+    log_probs = F.log_softmax(student.logits(), dim=1)
+    target = student.sample["target"][student.sample["target"] != student.pad]
+    nll = F.nll_loss(log_probs, target, reduction="sum").item()
+    classes = log_probs.size(1)
+    uniform = -log_probs.sum().item()
+    smoothed = (1 - 0.1 - 0.1 / (classes - 1)) * nll + 0.1 / (classes - 1) * uniform
+    assert loss.item() == pytest.approx(smoothed, rel=1e-5)
+    assert log["nll_loss"].item() == pytest.approx(nll, rel=1e-5)
+
+
+def test_validation_runs_no_peer(groups):
+    student, _ = groups("--label-smoothing", "0.1")
+    student.model.eval()
+    loss, _, log = student.criterion(student.model, student.sample)
+    assert loss.item() == log["nll_loss"].item() == log["loss"].item()
+    assert not any(key.startswith("codistill") for key in log)
+
+
+def test_a_peer_follows_the_trainers_dtype(groups):
+    student, _ = groups()
+    # As with --bf16: the trainer has cast the model before the first epoch begins.
+    exchange = student.task.codistillation
+    assert next(exchange.peers[0].module.parameters()).dtype == torch.float32
+    half = Student(student.cfg.task.data, seed=7)
+    half.model.to(torch.bfloat16)
+    config = _models.describe(half.cfg.model)
+    like = next(half.model.parameters())
+    built = _models.build(half.task, half.cfg.model, config, like)
+    assert {p.dtype for p in built.parameters()} == {torch.bfloat16}
+
+
+def test_a_peer_of_another_architecture_is_built_from_its_manifest(groups):
+    student, (peer,) = groups(peer_flags=WIDE)
+    student.model.train()
+    log = student.criterion(student.model, student.sample)[2]
+    truth = (peer.logits() - student.logits()).square().mean(dim=1).sum().item()
+    assert log["codistill_loss"].item() == pytest.approx(truth, rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_model_is_described_in_plain_json_and_rebuilt(corpus, arch):
+    student = Student(corpus, *ARCHITECTURES[arch])
+    config = _models.describe(student.cfg.model)
+    assert "save_dir" not in config
+    assert not any(name.startswith("codistill") for name in config)
+    like = next(student.model.parameters())
+    again = _models.build(student.task, student.cfg.model, config, like)
+    shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
+    assert shapes == {n: t.shape for n, t in student.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"arch": "no_such_arch"}, "its model cannot be built"),
+        ({}, "its configuration names no architecture"),
+        ({"decoder_layers": 2}, "names and shapes are not those of its model"),
+    ],
+)
+def test_a_snapshot_that_does_not_fit_its_model_is_left_out(
+    corpus, tmp_path, groups, caplog, monkeypatch, broken, reason
+):
+    describe = _models.describe
+    monkeypatch.setattr(_models, "describe", lambda cfg: describe(cfg) | broken if broken else {})
+    student, _ = groups(live=False)
+    codistillation = student.task.codistillation
+    deadline = time.monotonic() + 20
+    while reason not in caplog.text and time.monotonic() < deadline:
+        codistillation.at_boundary(50, epoch=1)
+        time.sleep(0.02)
+    assert reason in caplog.text
+    assert codistillation.peers == []
+    student.model.train()
+    loss, _, log = student.criterion(student.model, student.sample)
+    assert loss.item() == log["nll_loss"].item()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--codistill-num-groups", "2"], "--codistill-dir is missing"),
+        (["--codistill-group", "1"], "--codistill-group 1 is not one of 0 to 0"),
+        (["--label-smoothing", "1"], "--label-smoothing 1.0 is out of range"),
+        (["--criterion", "cross_entropy"], "--criterion cross_entropy does not codistil"),
+        (["--task", "translation"], "use --task codistill_translation"),
+        (["--ddp-backend", "fully_sharded"], "--ddp-backend fully_sharded is not supported"),
+        (
+            ["--adaptive-softmax-cutoff", "5,10"],
+            "--adaptive-softmax-cutoff: a model with adaptive softmax",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_status_2(corpus, capsys, flags, says):
+    with pytest.raises(SystemExit) as end:
+        Student(corpus, *flags)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("codistill: error: ")
+    assert says in line
+
+
+def test_every_flag_is_documented_and_belongs_to_the_task(corpus):
+    parser = options.get_training_parser()
+    with contextlib.redirect_stdout(io.StringIO()):
+        options.parse_args_and_arch(parser, [str(corpus), *TINY, *CODISTILL])
+    fields = CodistillationConfig.__dataclass_fields__
+    assert all(field.metadata.get("help") for field in fields.values())
+    assert all(name.startswith("codistill_") for name in fields)
