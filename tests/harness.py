@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,8 +45,8 @@ class Run:
 
     def lines(self, tag: str = "train_inner") -> list[dict]:
         """The JSON lines that fairseq logged under a tag, numbers as floats."""
-        marker = f"| {tag} | "
-        found = [line.split(marker, 1)[1] for line in self.log.splitlines() if marker in line]
+        # The second form is how Hydra sets up logging.
+        found = re.findall(rf"(?:\| {tag} \| |\[{tag}\]\[INFO\] - )(\{{.*\}})$", self.log, re.M)
         return [
             {
                 key.removeprefix(f"{tag}_"): float(value)
