@@ -1,0 +1,290 @@
+"""The command and the environment of every worker: pure functions of the plan."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairseq_codistill.errors import UserError
+from fairseq_codistill.launch import checkpoints
+from fairseq_codistill.launch.checkpoints import Resume
+from fairseq_codistill.launch.devices import Devices
+from fairseq_codistill.launch.dialects import Dialect, Settings
+
+# fairseq derives dropout from seed + update and shuffling from seed + epoch: neighbouring seeds
+# would replay each other.
+SEED_STRIDE = 1000003
+FAIRSEQ_DEFAULT_SEED = 1
+
+# Left by a surrounding torchrun or Slurm job, these would tell fairseq that its world is theirs.
+MISLEADING_VARIABLES = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "ROLE_NAME",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_USE_AGENT_STORE",
+    "SLURM_STEP_NODELIST",
+    "SLURM_JOB_NODELIST",
+)
+
+_WORLD = "distributed_training."
+# Which worker a process is: launch alone says so, whatever the command says.
+_WORLD_KEYS = [
+    _WORLD + name
+    for name in (
+        "distributed_world_size",
+        "distributed_rank",
+        "distributed_init_method",
+        "distributed_port",
+        "distributed_no_spawn",
+        "device_id",
+    )
+]
+# Settings of a run's beginning, with the values that switch them off.
+_BEGINNING: Settings = {
+    "checkpoint.restore_file": checkpoints.LAST,
+    "checkpoint.finetune_from_model": "null",
+}
+_RESET: Settings = {
+    "checkpoint.reset_optimizer": False,
+    "checkpoint.reset_lr_scheduler": False,
+    "checkpoint.reset_meters": False,
+    "checkpoint.reset_dataloader": False,
+}
+_NEUTRAL: Settings = {**_BEGINNING, **_RESET}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process to start.
+
+    Attributes:
+        argv: its command.
+        env: what to set in its environment.
+        log: where its output goes.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        dialect: the user's command.
+        groups: number of groups.
+        devices: where they run.
+        out: the run's folder, absolute.
+        run_id: shared by all groups.
+        nonces: for each group, what tells its processes from a second group of the same index.
+        flags: for some groups, arguments of their own.
+        keep_omp: whether the user has set OMP_NUM_THREADS.
+    """
+
+    dialect: Dialect
+    groups: int
+    devices: Devices
+    out: Path
+    run_id: str
+    nonces: tuple[str, ...]
+    flags: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    keep_omp: bool = False
+
+    def folder(self, group: int) -> Path:
+        """Give the folder of ``group``."""
+        return self.out / f"group-{group}"
+
+
+def parse_group_flags(values: Sequence[str], groups: int) -> dict[int, list[str]]:
+    """Parse the values of ``--group``, each ``'I: FLAGS'``.
+
+    Raises:
+        UserError: if one has another form or names a group that is not there.
+    """
+    flags: dict[int, list[str]] = {}
+    for value in values:
+        match = re.fullmatch(r"\s*(\d+)\s*:(.*)", value, re.DOTALL)
+        if match is None:
+            raise UserError(f"--group {value!r} has no index; write it as --group '1: --lr 0.001'")
+        group = int(match[1])
+        if group >= groups:
+            raise UserError(
+                f"--group {value!r} names group {group}, but --groups {groups} makes groups "
+                f"0 to {groups - 1}; correct one of them"
+            )
+        try:
+            flags.setdefault(group, []).extend(shlex.split(match[2]))
+        except ValueError as error:
+            raise UserError(f"--group {value!r} has an open quote; close it") from error
+    return flags
+
+
+def seeds(plan: Plan) -> list[int]:
+    """Give the seed of every group.
+
+    Raises:
+        UserError: if a seed is no number, or two groups have the same one.
+    """
+    dialect = plan.dialect
+    base = _as_seed(dialect.value("common.seed"))
+    result: list[int] = []
+    for group in range(plan.groups):
+        own = dialect.read(plan.flags.get(group, ()), "common.seed")
+        seed = base + SEED_STRIDE * group if own is None else _as_seed(own)
+        if seed in result:
+            raise UserError(
+                f"--group '{group}: ...' gives groups {result.index(seed)} and {group} the same "
+                f"seed {seed}, so they would train the same model; give each its own"
+            )
+        result.append(seed)
+    return result
+
+
+def workers_of(
+    plan: Plan, group: int, port: int, resume: Resume | None = None, restarted: bool = False
+) -> list[Worker]:
+    """Give the processes of ``group``, the first worker's first.
+
+    Args:
+        plan: the run.
+        group: which group.
+        port: a free port for the workers of this group to meet at.
+        resume: what to continue from.
+        restarted: whether the group has already run in this launch.
+    """
+    dialect, devices = plan.dialect, plan.devices
+    resume = resume or Resume()
+    own = list(plan.flags.get(group, ()))
+    said = [*dialect.arguments, *own]
+    outdated = _outdated(dialect, own, resume, restarted)
+    left_out = [*_WORLD_KEYS, *outdated]
+    identity: dict[str, str | int | bool] = {
+        "task.codistill_group": group,
+        "task.codistill_num_groups": plan.groups,
+        "task.codistill_run_id": plan.run_id,
+        "checkpoint.save_dir": str(plan.folder(group)),
+        # What a file says cannot be left out, only overridden.
+        **{key: _NEUTRAL[key] for key in outdated if dialect.read_default(key) is not None},
+        **_restore(resume),
+    }
+    common = [
+        *dialect.without(dialect.arguments, left_out),
+        *dialect.write(_defaults(plan, group, own)),
+        *dialect.without(own, left_out),
+        *dialect.write(identity),
+        *dialect.extra(plan.folder(group)),
+    ]
+    keeps_backend = dialect.read(said, _WORLD + "ddp_backend") is not None
+    return [
+        Worker(
+            argv=(*dialect.program, *common, *dialect.write(settings)),
+            env=_environment(plan, group),
+            log=plan.folder(group) / ("log.txt" if rank == 0 else f"log-worker-{rank}.txt"),
+        )
+        for rank, settings in enumerate(_worlds(devices, port, keeps_backend))
+    ]
+
+
+def as_shell(worker: Worker, environ: Mapping[str, str]) -> str:
+    """Give a line for a shell with the environment ``environ`` that does what launch would."""
+    unset = [f"-u {name}" for name in MISLEADING_VARIABLES if name in environ]
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in worker.env.items()]
+    prefix = ["env", *unset] if unset else []
+    return " ".join([*prefix, *assignments, shlex.join(worker.argv)])
+
+
+def _defaults(plan: Plan, group: int, own: Sequence[str]) -> Settings:
+    """Give what launch derives and the group's own flags may still override."""
+    settings: dict[str, str | int | bool] = {}
+    if plan.dialect.read(own, "common.seed") is None:
+        settings["common.seed"] = seeds(plan)[group]
+    exchange = "task.codistill_dir"
+    named = plan.dialect.read(own, exchange) or plan.dialect.value(exchange)
+    if plan.groups > 1 and named is None:
+        settings["task.codistill_dir"] = str(plan.out / "exchange")
+    return settings
+
+
+def _outdated(dialect: Dialect, own: Sequence[str], resume: Resume, restarted: bool) -> list[str]:
+    """Give the settings that would keep a group from continuing its own checkpoint.
+
+    ``--restore-file`` and ``--finetune-from-model`` say where a run begins; the reset flags belong
+    to them, and in a restart they have done their work.
+    """
+    if resume.checkpoint is None:
+        return []
+    values = [dialect.read(own, key) or dialect.value(key) for key in _BEGINNING]
+    begins_elsewhere = any(value is not None for value in values)
+    return [*_BEGINNING, *(_RESET if restarted or begins_elsewhere else {})]
+
+
+def _restore(resume: Resume) -> Settings:
+    if resume.checkpoint is None:
+        return {}
+    # Under this very name fairseq looks in the save-dir, whatever a YAML says.
+    if resume.checkpoint.name == checkpoints.LAST:
+        return {"checkpoint.restore_file": checkpoints.LAST}
+    return {"checkpoint.restore_file": str(resume.checkpoint)}
+
+
+def _worlds(devices: Devices, port: int, keeps_backend: bool) -> list[Settings]:
+    """Give, for each process of a group, the settings that make its data-parallel world."""
+    size: dict[str, str | int | bool] = {_WORLD + "distributed_world_size": devices.workers}
+    # Not --distributed-port: outside Slurm fairseq takes a port alone for no distribution at all.
+    meet = {_WORLD + "distributed_init_method": f"tcp://localhost:{port}"}
+    if not devices.cpu:
+        return [{**size, **meet} if devices.workers > 1 else size]
+    cpu = {**size, "common.cpu": True}
+    if devices.workers == 1:
+        return [cpu]
+    # fairseq spawns a process a GPU; on CPU each worker has to be started.
+    backends = {_WORLD + "distributed_backend": "gloo"}
+    if not keeps_backend:
+        backends[_WORLD + "ddp_backend"] = "legacy_ddp"
+    return [
+        {
+            **cpu,
+            **backends,
+            **meet,
+            _WORLD + "distributed_rank": rank,
+            _WORLD + "distributed_no_spawn": True,
+        }
+        for rank in range(devices.workers)
+    ]
+
+
+def _environment(plan: Plan, group: int) -> dict[str, str]:
+    env = {"CODISTILL_NONCE": plan.nonces[group], "PYTHONUNBUFFERED": "1"}
+    devices = plan.devices
+    if devices.cpu:
+        # With --cpu fairseq still touches a GPU that it sees.
+        env["CUDA_VISIBLE_DEVICES"] = ""
+        if not plan.keep_omp:
+            threads = devices.cores // (plan.groups * devices.workers)
+            env["OMP_NUM_THREADS"] = str(max(1, threads))
+    else:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus[group])
+    return env
+
+
+def _as_seed(text: str | None) -> int:
+    if text is None:
+        return FAIRSEQ_DEFAULT_SEED
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--seed {text} is no whole number; give one") from None

@@ -1,0 +1,162 @@
+"""``codistill launch`` from its arguments to its exit status."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairseq_codistill.errors import UserError
+from fairseq_codistill.launch import checkpoints, record
+from fairseq_codistill.launch.commands import (
+    Plan,
+    Worker,
+    as_shell,
+    parse_group_flags,
+    seeds,
+    workers_of,
+)
+from fairseq_codistill.launch.devices import divide, find_gpus
+from fairseq_codistill.launch.dialects import Dialect, recognise
+from fairseq_codistill.launch.progress import LiveView
+from fairseq_codistill.launch.supervise import Group, Patience, supervise
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of ``codistill launch``.
+
+    Attributes:
+        groups: number of groups.
+        workers_per_group: None for as many as the group has GPUs, or one on CPU.
+        out: the run's folder.
+        max_restarts: of one group.
+        group_flags: values of ``--group``.
+        command: what to run.
+    """
+
+    groups: int
+    workers_per_group: int | None
+    out: Path
+    max_restarts: int
+    group_flags: Sequence[str]
+    command: Sequence[str]
+
+
+class Ports:
+    """Finds free ports, never the same one twice."""
+
+    def __init__(self) -> None:
+        self._given: set[int] = set()
+
+    def free(self) -> int:
+        """Give a port of this machine that nobody listens at."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("localhost", 0))
+                port: int = probe.getsockname()[1]
+            if port not in self._given:
+                self._given.add(port)
+                return port
+
+
+def show(options: Options) -> int:
+    """Print the commands of all workers; start nothing and write nothing."""
+    plan = make_plan(options)
+    ports = Ports()
+    for group in range(plan.groups):
+        workers = workers_of(plan, group, ports.free(), checkpoints.find(plan.folder(group)))
+        for rank, worker in enumerate(workers):
+            print(f"# group {group}, worker {rank}\n{as_shell(worker, os.environ)}")
+    return 0
+
+
+def launch(options: Options) -> int:
+    """Run all groups to their end; give the exit status.
+
+    Raises:
+        UserError: if something about ``options`` is wrong.
+    """
+    view = LiveView(sys.stdout)
+    with record.only_launch(options.out.absolute()):
+        plan = make_plan(options)
+        plan = replace(plan, dialect=_with_program(plan.dialect))
+        ports = Ports()
+        starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
+        who = record.Identity(plan.run_id, plan.nonces)
+        record.write(plan.out, who, options.command, [start.first for start in starts])
+        view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s)")
+        patience = Patience(max_restarts=options.max_restarts)
+        groups = [
+            Group(f"group {i}", start, start.first[0].log, patience, view.announce)
+            for i, start in enumerate(starts)
+        ]
+        return supervise(groups, view)
+
+
+def make_plan(options: Options) -> Plan:
+    """Work out the run that ``options`` ask for; write nothing.
+
+    Raises:
+        UserError: if something about ``options`` is wrong.
+    """
+    dialect = recognise(options.command)
+    out = options.out.absolute()
+    gpus = [] if dialect.is_on("common.cpu") else find_gpus(os.environ)
+    who = record.identity(out, options.groups)
+    plan = Plan(
+        dialect=dialect,
+        groups=options.groups,
+        devices=divide(gpus, options.groups, options.workers_per_group),
+        out=out,
+        run_id=who.run_id,
+        nonces=who.nonces,
+        flags=parse_group_flags(options.group_flags, options.groups),
+        keep_omp="OMP_NUM_THREADS" in os.environ,
+    )
+    # Before anything is written or started.
+    seeds(plan)
+    return plan
+
+
+class _Start:
+    """Gives the workers of one group, anew at each restart; the first time those on record."""
+
+    def __init__(self, plan: Plan, group: int, ports: Ports, view: LiveView) -> None:
+        self._plan = plan
+        self._group = group
+        self._ports = ports
+        self._view = view
+        self.first = self._workers(0)
+
+    def __call__(self, restarts: int) -> list[Worker]:
+        return self._workers(restarts) if restarts else self.first
+
+    def _workers(self, restarts: int) -> list[Worker]:
+        resume = checkpoints.prepare(self._plan.folder(self._group))
+        if resume.torn is not None:
+            then = resume.checkpoint.name if resume.checkpoint else "the beginning"
+            self._view.announce(
+                f"group {self._group}: {checkpoints.LAST} is torn, kept as {resume.torn.name}; "
+                f"going on from {then}"
+            )
+        return workers_of(self._plan, self._group, self._ports.free(), resume, restarts > 0)
+
+
+def _with_program(dialect: Dialect) -> Dialect:
+    """Make sure that the program can be started.
+
+    An environment need not be activated for its tools to be used: the program may lie beside the
+    interpreter that runs this.
+    """
+    name = dialect.program[0]
+    if shutil.which(name) is not None:
+        return dialect
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    if beside is None:
+        raise UserError(f"{name} is not on PATH; install fairseq here or give its full path")
+    return replace(dialect, program=(beside, *dialect.program[1:]))
