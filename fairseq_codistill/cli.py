@@ -1,0 +1,163 @@
+"""The ``codistill`` command.
+
+Each subcommand imports what it needs when it runs: asking for help loads neither torch nor
+fairseq.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_codistill import __version__
+from fairseq_codistill.errors import UserError
+
+USAGE_STATUS = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``codistill`` with ``argv`` (by default the process's own) and give its exit status."""
+    arguments, command = _split(sys.argv[1:] if argv is None else list(argv))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if command and options.run is not _launch:
+        parser.error(f"only launch takes a command after `--`, not {options.subcommand}")
+    options.command = command
+    try:
+        status: int = options.run(options)
+    except UserError as error:
+        print(f"codistill: error: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    return status
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split at the first ``--``: what follows belongs to the command to launch, whatever it is."""
+    if "--" not in arguments:
+        return arguments, []
+    position = arguments.index("--")
+    return arguments[:position], arguments[position + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="codistill",
+        description="Codistillation for fairseq: run groups, look after them, export models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"codistill {__version__}")
+    subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    _add_launch(subcommands)
+
+    export = subcommands.add_parser(
+        "export", help="turn a codistilled checkpoint into one that stock fairseq reads"
+    )
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a codistilled one")
+    export.add_argument("new", type=Path, metavar="NEW", help="where to write the stock one")
+    export.set_defaults(run=_export)
+
+    user_dir = subcommands.add_parser(
+        "user-dir", help="print the folder to hand to fairseq's --user-dir"
+    )
+    user_dir.set_defaults(run=_user_dir)
+
+    doctor = subcommands.add_parser(
+        "doctor", help="tell what is installed, what will not work and what to do"
+    )
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subcommands.add_parser(
+        "launch",
+        help="run all groups of a training run on this machine",
+        usage="codistill launch --groups N --out OUT [options] -- COMMAND ...",
+        description=(
+            "Run N groups on this machine, its GPUs divided evenly, or on CPU. COMMAND is a "
+            "fairseq-train or fairseq-hydra-train line; launch appends what differs from group to "
+            "group. Run again on the same OUT, it goes on where it was."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--groups", type=_positive, required=True, metavar="N", help="groups")
+    parser.add_argument(
+        "--workers-per-group",
+        type=_positive,
+        metavar="M",
+        help="workers of each group (default: as many as it has GPUs, one on CPU)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints, logs and the exchange"
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=_not_negative,
+        default=3,
+        metavar="K",
+        help="restarts of each group that died (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="'I: FLAGS'",
+        help="flags (hydra: overrides) for group I alone; may be given again",
+    )
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="print the command of each worker; start nothing, write nothing",
+    )
+    parser.set_defaults(run=_launch)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give 1 or more")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative; give 0 or more")
+    return number
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from fairseq_codistill.launch import run
+
+    launch_options = run.Options(
+        groups=options.groups,
+        workers_per_group=options.workers_per_group,
+        out=options.out,
+        max_restarts=options.max_restarts,
+        group_flags=options.group,
+        command=options.command,
+    )
+    return run.show(launch_options) if options.show else run.launch(launch_options)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fairseq_codistill.export import export
+
+    export(options.checkpoint, options.new)
+    return 0
+
+
+def _user_dir(options: argparse.Namespace) -> int:
+    from fairseq_codistill.installed import package_folder
+
+    print(package_folder())
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from fairseq_codistill.doctor import doctor
+
+    return doctor()
