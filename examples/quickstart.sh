@@ -89,28 +89,46 @@ export PATH=$BIN:$PATH
 
 bash "$REPO/data-bin-scripts/prepare-quickstart.sh" "$DATA"
 
-# Small enough for the time on a CPU.  Few passes over the data: little dropout, a learning rate
+# fairseq's batches are multiples of 8 sentences by default, and ve-fairseq 0.12.3 silently leaves
+# out the rest: 4 of 500 sentences, in generation too.
+WHOLE=(--required-batch-size-multiple 1)
+
+# Two groups want an even number of GPUs: of several take two, share a single one.  `--cpu` is for
+# machines whose GPUs this torch cannot use.
+choose_devices() {
+    local count visible=${CUDA_VISIBLE_DEVICES:-0,1}
+    count=$(python -c 'import torch; print(torch.cuda.device_count())')
+    case $count in
+        0) CPU=(--cpu) ;;
+        1) export CUDA_VISIBLE_DEVICES=${visible%%,*},${visible%%,*} ;;
+        *) CUDA_VISIBLE_DEVICES=$(cut -d , -f 1,2 <<<"$visible") && export CUDA_VISIBLE_DEVICES ;;
+    esac
+}
+
+# Small enough for the time on a CPU.  Few passes over the data: no dropout, a learning rate
 # that ends at 0.  Alpha starts low, because at first there is nothing to learn from a peer.
 train() {
-    local warmup=$((UPDATES / 5 + 1)) interval=$((UPDATES / 25 + 1))
+    local warmup=$((UPDATES / 5 + 1)) interval=$((UPDATES / 25 + 1)) CPU=()
+    choose_devices
     codistill launch --groups 2 --out "$RUN" -- \
         fairseq-train "$DATA/data-bin" --source-lang de --target-lang en \
         --user-dir "$REPO/fairseq_codistill" \
         --task codistill_translation --criterion codistill_cross_entropy \
-        --codistill-interval "$interval" --codistill-alpha 0.1 --codistill-alpha-growth 1.1 \
+        --codistill-interval "$interval" --codistill-alpha 0.3 --codistill-alpha-growth 1.1 \
         --codistill-alpha-max 1.0 --codistill-burn-in "$warmup" \
         --arch transformer --encoder-layers 3 --decoder-layers 3 \
         --encoder-embed-dim 128 --decoder-embed-dim 128 \
         --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 \
         --encoder-attention-heads 4 --decoder-attention-heads 4 \
         --encoder-normalize-before --decoder-normalize-before \
-        --share-all-embeddings --dropout 0.1 \
+        --share-all-embeddings --dropout 0 \
         --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
         --lr 0.003 --lr-scheduler polynomial_decay --warmup-updates "$warmup" \
         --total-num-update "$UPDATES" --max-update "$UPDATES" \
-        --max-tokens 700 --max-tokens-valid 4000 --seed 1 \
+        --max-tokens 700 --max-tokens-valid 4000 "${WHOLE[@]}" --seed 1 \
         --save-interval-updates "$((UPDATES / 8 + 1))" --keep-interval-updates 1 \
-        --no-epoch-checkpoints --log-format json --log-interval 20
+        --no-epoch-checkpoints --log-format json --log-interval 20 \
+        "${CPU[@]}"
     touch "$1"
 }
 
@@ -119,8 +137,8 @@ generate() {
     local name=$1 checkpoints=$2
     shift 2
     fairseq-generate "$DATA/data-bin" --source-lang de --target-lang en --task translation \
-        --user-dir "$REPO/fairseq_codistill" --path "$checkpoints" --max-tokens 4000 "$@" \
-        >"$name"
+        --user-dir "$REPO/fairseq_codistill" --path "$checkpoints" --max-tokens 4000 \
+        "${WHOLE[@]}" "$@" >"$name"
 }
 
 # Two at a time: every one of these is a process with one thread's work, half of it starting up.
@@ -129,7 +147,8 @@ translate() {
     local translating scoring
     local -A checkpoints=([model-0]=$a [model-1]=$b [ensemble]=$a:$b)
     export OMP_NUM_THREADS=1
-    trap 'kill $(jobs -p) 2>/dev/null' EXIT
+    # If one of the two fails, the other need not go on; with none left, kill has nothing to do.
+    trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
     mkdir "$1"
     for model in model-0 model-1 ensemble; do
         generate "$1/$model.translated" "${checkpoints[$model]}" --beam 4 \

@@ -30,9 +30,20 @@ def valid_nlls(log: str) -> list[float]:
 
 
 def by_sentence(output: str, kind: str) -> list[str]:
-    """Return the last field of fairseq-generate's lines of a kind, in the order of the data."""
+    """Return the last field of fairseq-generate's lines of a kind, in the order of the data.
+
+    Raises:
+        ValueError: if a sentence between the first and the last is missing.
+    """
     found = re.findall(rf"^{kind}-(\d+)\t(?:.*\t)?(.*)$", output, re.MULTILINE)
-    return [text for _, text in sorted(found, key=lambda line: int(line[0]))]
+    texts = {int(number): text for number, text in found}
+    missing = set(range(max(texts, default=-1) + 1)) - set(texts)
+    if missing:
+        raise ValueError(
+            f"fairseq-generate left out sentence {min(missing)} (of {len(missing)} missing); "
+            "generate again with --required-batch-size-multiple 1"
+        )
+    return [texts[number] for number in sorted(texts)]
 
 
 def reference_nll(output: str) -> float:
@@ -45,6 +56,11 @@ def row(name: str, run: Path, group: int | None, bleu: BLEU, references: list[st
     """Collect the figures of one model, or of the ensemble if `group` is None."""
     folder = run / "translations"
     hypotheses = by_sentence((folder / f"{name}.translated").read_text(), HYPOTHESIS)
+    if len(hypotheses) != len(references):
+        raise ValueError(
+            f"{name} has {len(hypotheses)} translations for {len(references)} references; delete "
+            f"{folder} and run again"
+        )
     nlls = [] if group is None else valid_nlls((run / f"group-{group}/log.txt").read_text())
     return Row(
         name.replace("-", " "),
@@ -102,5 +118,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"quickstart_table.py: {error}")
