@@ -43,9 +43,8 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def pin(wheel: Path) -> str:
-    return (
-        f"catalogue==1.0 \\\n    --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
-    )
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return f"catalogue==1.0 \\\n    --hash=sha256:{digest}\n"
 
 
 def corpus(size: int) -> list:
@@ -199,3 +198,9 @@ def test_the_table_reads_what_fairseq_writes():
     )
     assert table.by_sentence(output, table.HYPOTHESIS) == ["", "Be."]
     assert table.reference_nll(output) == 2.0
+
+
+def test_the_table_notices_a_sentence_that_was_left_out():
+    output = "H-0\t-0.5\tBe.\nH-2\t-0.5\tThe.\n"
+    with pytest.raises(ValueError, match="left out sentence 1"):
+        table.by_sentence(output, table.HYPOTHESIS)
