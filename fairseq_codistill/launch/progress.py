@@ -21,6 +21,8 @@ SHOWN = {
     "codistill_staleness": "staleness",
 }
 
+# "time | level | logger | message", or from hydra's logging "[time][logger][level] - message".
+_LINE = re.compile(r"(?:[^|]* \| \w+ \| ([\w.]+) \| |\[[^]]*\]\[([\w.]+)\]\[\w+\] - )(.*)")
 _EPOCH = re.compile(r"epoch (\d+)")
 # "loss=5.9" in the middle of an epoch, "loss 5.9" at its end.
 _PAIR = re.compile(r"([A-Za-z_]\w*)[= ](-?[\d.][\d.e+-]*|inf|nan)(?=,|\s|$)")
@@ -44,11 +46,10 @@ class Progress:
 
     def read_line(self, line: str) -> None:
         """Take in one line of fairseq's log, of ``--log-format`` simple or json."""
-        # time | level | logger | message
-        parts = line.split(" | ", 3)
-        if len(parts) < 4:
+        match = _LINE.match(line)
+        if match is None:
             return
-        kind, message = parts[2], parts[3]
+        kind, message = match[1] or match[2], match[3]
         if kind.endswith("checkpoint_utils") and message.startswith("Saved checkpoint"):
             self.trained = True
         elif kind in ("train", "train_inner", "valid"):

@@ -1,0 +1,227 @@
+"""Supervision of real processes, with real signals."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from supervised import groups
+
+from fairseq_codistill.launch.progress import LiveView
+from fairseq_codistill.launch.supervise import Patience, State, supervise
+
+TRAINED = "echo '2026-01-01 | INFO | train_inner | epoch 001:  1 / 2 loss=1, num_updates=1'; "
+PATIENCE = Patience(max_restarts=2, backoff=0.05, grace=2.0)
+
+
+def run(folder: Path, *commands, patience: Patience = PATIENCE):
+    """Supervise groups of one worker (a string) or several (a list) to their end."""
+    screen = io.StringIO()
+    view = LiveView(screen)
+    shells = [[command] if isinstance(command, str) else command for command in commands]
+    made = groups(folder, shells, patience, view)
+    status = supervise(made, view)
+    return status, [group.state for group in made], screen.getvalue()
+
+
+class Supervisor:
+    """The same in a process of its own."""
+
+    def __init__(self, folder: Path, *commands: str) -> None:
+        script = Path(__file__).parent / "supervised.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(folder), *commands],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, output
+
+
+def wait_for(path: Path) -> str:
+    """The text of a file that a worker is about to write."""
+    deadline = time.monotonic() + 30
+    while not (path.exists() and path.read_text().endswith("\n")):
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but was not reaped does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while is_alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+# A worker with a child of its own, as with data loaders, both noted in files.
+WITH_CHILD = "sleep 60 & echo $! > $HOME/child; echo $$ > $HOME/worker; "
+
+
+def pids(folder: Path, group: int = 0) -> list[int]:
+    return [int(wait_for(folder / f"group-{group}" / name)) for name in ("child", "worker")]
+
+
+def test_all_finish(tmp_path):
+    status, states, _ = run(tmp_path, "echo hello", ["exit 0", "sleep 0.3"])
+    assert status == 0
+    assert states == [State.FINISHED] * 2
+    assert "hello" in (tmp_path / "group-0/log.txt").read_text()
+
+
+def test_restarts_a_group_and_not_the_others(tmp_path):
+    failing = TRAINED + "echo start $RESTARTS; test $RESTARTS -eq 2"
+    status, states, said = run(tmp_path, failing, "echo once; sleep 1")
+    assert status == 0
+    assert states == [State.FINISHED] * 2
+    log = (tmp_path / "group-0/log.txt").read_text()
+    assert [line for line in log.splitlines() if line.startswith("start")] == [
+        "start 0",
+        "start 1",
+        "start 2",
+    ]
+    assert (tmp_path / "group-1/log.txt").read_text().count("\nonce\n") == 1
+    assert "restart 2 of 2" in said
+
+
+def test_gives_up_with_the_end_of_the_log_and_lets_the_others_finish(tmp_path):
+    status, states, said = run(tmp_path, TRAINED + "echo no luck; exit 1", "sleep 1.5")
+    assert status == 1
+    assert states == [State.GAVE_UP, State.FINISHED]
+    assert "    no luck" in said
+
+
+def test_one_dead_worker_ends_its_group(tmp_path):
+    # The first worker would run for ever without the second.
+    commands = ["test $RESTARTS -eq 1 || sleep 60", "test $RESTARTS -eq 1 || kill -9 $$"]
+    status, states, said = run(tmp_path, commands)
+    assert status == 0
+    assert "was killed by SIGKILL" in said
+    assert "log-worker-1.txt" in said
+
+
+def test_wrong_settings_end_the_run_at_once(tmp_path):
+    refused = "echo 'codistill: error: --codistill-alpha -1 is negative'; echo more; exit 2"
+    begin = time.monotonic()
+    status, states, said = run(tmp_path, refused, "sleep 60")
+    assert status == 2
+    assert states == [State.REFUSED, State.STOPPED]
+    assert "codistill: error: --codistill-alpha -1 is negative" in said
+    assert "restart" not in said
+    assert time.monotonic() - begin < 30
+
+
+def test_wrong_settings_of_spawned_workers(tmp_path):
+    spawned = "echo 'ProcessExitedException: process 1 terminated with exit code 2'; exit 1"
+    status, states, _ = run(tmp_path, spawned)
+    assert (status, states) == (2, [State.REFUSED])
+
+
+def test_the_same_death_before_training_is_not_tried_for_ever(tmp_path):
+    patience = Patience(max_restarts=9, backoff=0.05)
+    status, states, said = run(tmp_path, "echo no such data; exit 1", patience=patience)
+    assert (status, states) == (1, [State.GAVE_UP])
+    assert "restart 1 of 9" in said
+    assert "restart 2 of 9" not in said
+
+
+def test_a_command_that_is_not_there_leaves_nothing_running(tmp_path):
+    screen = LiveView(io.StringIO())
+    made = groups(tmp_path, [[WITH_CHILD + "sleep 60"], ["true"]], PATIENCE, screen)
+
+    def broken(_restarts):
+        pids(tmp_path)
+        raise FileNotFoundError("no such program")
+
+    made[1]._start = broken
+    with pytest.raises(FileNotFoundError):
+        supervise(made, screen)
+    for pid in pids(tmp_path):
+        assert_gone(pid)
+
+
+def test_a_child_that_outlives_its_worker(tmp_path):
+    status, _, _ = run(tmp_path, WITH_CHILD + "true")
+    assert status == 0
+    for pid in pids(tmp_path):
+        assert_gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_all_cleanly(tmp_path, number, expected):
+    polite = "trap 'echo saved; exit 0' TERM; " + WITH_CHILD + "wait"
+    supervisor = Supervisor(tmp_path, polite, polite)
+    processes = pids(tmp_path, 0) + pids(tmp_path, 1)
+    supervisor.send(number)
+    status, _ = supervisor.end()
+    assert status == expected
+    for pid in processes:
+        assert_gone(pid)
+    assert "saved" in (tmp_path / "group-0/log.txt").read_text()
+
+
+def test_who_ignores_sigterm_is_killed(tmp_path):
+    supervisor = Supervisor(tmp_path, "trap '' TERM; " + WITH_CHILD + "wait; wait; sleep 60")
+    processes = pids(tmp_path)
+    supervisor.send(signal.SIGINT)
+    assert supervisor.end()[0] == 130
+    for pid in processes:
+        assert_gone(pid)
+
+
+def test_a_second_signal_kills_at_once(tmp_path):
+    script = "trap 'echo asked > $HOME/asked' TERM; " + WITH_CHILD + "while :; do sleep 60; done"
+    supervisor = Supervisor(tmp_path, script)
+    processes = pids(tmp_path)
+    supervisor.send(signal.SIGINT)
+    wait_for(tmp_path / "group-0/asked")
+    supervisor.send(signal.SIGINT)
+    assert supervisor.end()[0] == 130
+    for pid in processes:
+        assert_gone(pid)
+
+
+def test_a_signal_while_a_group_waits_for_its_restart(tmp_path):
+    supervisor = Supervisor(tmp_path, TRAINED + "echo x > $HOME/died; exit 1", "sleep 60")
+    wait_for(tmp_path / "group-0/died")
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.end()[0] == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses a signal at the parent's death")
+def test_workers_do_not_outlive_a_killed_launch(tmp_path):
+    supervisor = Supervisor(tmp_path, "echo $$ > $HOME/worker; exec sleep 60")
+    worker = int(wait_for(tmp_path / "group-0/worker"))
+    supervisor.send(signal.SIGKILL)
+    supervisor.end()
+    assert_gone(worker)
+
+
+def test_misleading_variables_do_not_reach_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a,b")
+    monkeypatch.setenv("CODISTILL_KEY", "hush")
+    status, _, _ = run(tmp_path, "echo rank=$RANK nodes=$SLURM_JOB_NODELIST key=$CODISTILL_KEY")
+    assert status == 0
+    assert "rank= nodes= key=hush" in (tmp_path / "group-0/log.txt").read_text()
+    assert os.environ["RANK"] == "3"
