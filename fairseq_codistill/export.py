@@ -43,9 +43,9 @@ def export(checkpoint: Path, new: Path) -> None:
     os.replace(temporary, new)
 
 
-def convert(state: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def convert(state: Any, checkpoint: Path) -> dict[str, Any]:
     """Give the stock form of a loaded checkpoint; ``checkpoint`` is its name in errors."""
-    cfg = state.get("cfg")
+    cfg = state.get("cfg") if isinstance(state, dict) else None
     if not isinstance(cfg, dict) or _name(cfg.get("task")) != TASK:
         raise UserError(
             f"CHECKPOINT {checkpoint} was not trained with --task {TASK}; "
@@ -64,7 +64,7 @@ def convert(state: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         "common": {**cfg["common"], "user_dir": None},
         "task": _stock_task(_items(cfg["task"])),
         "criterion": criterion,
-        "model": _stock_model(cfg["model"], criterion["_name"]),
+        "model": _stock_model(cfg["model"]),
     }
     stock = {
         "args": None,
@@ -76,18 +76,18 @@ def convert(state: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         "extra_state": extra,
         "last_optimizer_state": None,
     }
-    return {key: _plain(value) for key, value in stock.items()}
+    replaced = {"task": STOCK_TASK, "criterion": criterion["_name"], "user_dir": None}
+    return {key: _plain(value, replaced) for key, value in stock.items()}
 
 
-def _load(checkpoint: Path) -> dict[str, Any]:
+def _load(checkpoint: Path) -> Any:
     if not checkpoint.is_file():
         raise UserError(f"CHECKPOINT {checkpoint} is not there; give a file that training wrote")
     if not is_loadable(checkpoint):
         raise UserError(f"CHECKPOINT {checkpoint} is torn or no checkpoint; give another one")
     # fairseq keeps the command line in a namespace: plain data, allowed for this one load.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    return state
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
 
 
 def _stock_task(task: dict[str, Any]) -> dict[str, Any]:
@@ -110,20 +110,16 @@ def _stock_criterion(criterion: dict[str, Any]) -> dict[str, Any]:
     return {**stock, "sentence_avg": criterion.get("sentence_avg", False)}
 
 
-def _stock_model(model: Any, criterion: str) -> dict[str, Any]:
+def _stock_model(model: Any) -> Any:
     """Give a configuration from which stock fairseq builds the same model."""
     from fairseq.models import MODEL_DATACLASS_REGISTRY
 
-    if isinstance(model, argparse.Namespace) and _name(model) in MODEL_DATACLASS_REGISTRY:
-        # From a mapping fairseq would take the nested form only, and forget all flat flags.
-        config = MODEL_DATACLASS_REGISTRY[_name(model)].from_namespace(model)
-        flat: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-        return {**flat, "_name": _name(model)}
-    stock = {key: v for key, v in _items(model).items() if not key.startswith("codistill_")}
-    # A namespace holds the whole command line.
-    replaced = {"task": STOCK_TASK, "criterion": criterion, "user_dir": None}
-    stock.update({key: value for key, value in replaced.items() if key in stock})
-    return stock
+    if not isinstance(model, argparse.Namespace) or _name(model) not in MODEL_DATACLASS_REGISTRY:
+        return model
+    # From a mapping fairseq would take the nested form only, and forget all flat flags.
+    config = MODEL_DATACLASS_REGISTRY[_name(model)].from_namespace(model)
+    nested: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return {**nested, "_name": _name(model)}
 
 
 def _items(config: Any) -> dict[str, Any]:
@@ -134,12 +130,17 @@ def _name(config: Any) -> Any:
     return None if config is None else _items(config).get("_name")
 
 
-def _plain(value: Any) -> Any:
-    """Give ``value`` with every namespace as a dict."""
+def _plain(value: Any, replaced: Mapping[str, Any]) -> Any:
+    """Give ``value`` with every namespace as a dict.
+
+    Models and optimizers without a dataclass get one, and it holds the whole command line: our
+    flags go, and those of ``replaced`` take their stock values.
+    """
     if isinstance(value, argparse.Namespace):
-        value = vars(value)
+        flags = {k: v for k, v in vars(value).items() if not k.startswith("codistill_")}
+        value = {**flags, **{k: v for k, v in replaced.items() if k in flags}}
     if isinstance(value, dict):
-        return type(value)((key, _plain(item)) for key, item in value.items())
+        return type(value)((key, _plain(item, replaced)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(_plain(item, replaced) for item in value)
     return value
