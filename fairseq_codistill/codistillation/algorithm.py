@@ -134,6 +134,8 @@ class Codistillation:
     def finish(self, update: int) -> None:
         """End: publish the snapshot of the last update, and say that training is over."""
         self.update = update
+        self._source.stop()
+        self.workers.close()
         if not self.workers.leader:
             return
         if self._published != update:
@@ -143,6 +145,7 @@ class Codistillation:
 
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
+        self._source.stop()
         if self.workers.leader:
             self._publisher.wait()
             self._presence.release(finished=False)

@@ -33,6 +33,10 @@ class Source(Protocol):
         """Be told that a snapshot given by ``take`` did not fit its model."""
         ...
 
+    def stop(self) -> None:
+        """Be told that nothing will be asked any more."""
+        ...
+
 
 class LockstepSource:
     """At every multiple of T exactly the peers' snapshots of that update, waited for.
@@ -54,6 +58,9 @@ class LockstepSource:
         self._interval = interval
         self._timeout = timeout
         self._in_use: int | None = None
+        # What peers last said in a former life of this run, before they too were started again.
+        store = reader.exchange.store
+        self._former = {peer: read_alive(store, peer) for peer in peers}
 
     def take(self, update: int) -> list[Snapshot]:
         """Wait for the snapshots of the last multiple of T, unless they are in use already.
@@ -88,6 +95,9 @@ class LockstepSource:
             f"{snapshot.manifest.update} cannot be used: {rejection}"
         ) from rejection
 
+    def stop(self) -> None:
+        """Nothing runs in the background."""
+
     def _wait(self, peer: int, update: int, deadline: float) -> Snapshot:
         pause = 0.005
         reason = "it has not been published"
@@ -115,6 +125,7 @@ class LockstepSource:
         alive = read_alive(self._reader.exchange.store, peer)
         if (
             alive is not None
+            and alive != self._former[peer]
             and alive.finished
             and alive.run_id == self._reader.exchange.run_id
             and alive.update < update
@@ -171,6 +182,10 @@ class AsyncSource:
     def refuse(self, snapshot: Snapshot, rejection: SnapshotRejected) -> None:
         """Log it; training goes on with what it had."""
         self._reader.reject(snapshot.manifest.group, snapshot.manifest.update, rejection)
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._prefetcher.stop()
 
     def _vote(self, peer: int, snapshot: Snapshot | None) -> list[int]:
         """Numbers whose least over all workers tells what the group holds.

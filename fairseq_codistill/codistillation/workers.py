@@ -43,3 +43,9 @@ class Workers:
         tensor = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self._process_group)
         return [int(number) for number in tensor]
+
+    def close(self) -> None:
+        """End; there is nothing left to agree on."""
+        if self._process_group is not None:
+            dist.destroy_process_group(self._process_group)
+            self._process_group = None

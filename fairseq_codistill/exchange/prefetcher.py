@@ -17,6 +17,9 @@ POLL_SECONDS = 1.0
 # How long a snapshot that another worker has seen may stay invisible to this one.
 PATIENCE_SECONDS = 30.0
 
+# How long the end of training waits for a read that is under way.
+STOP_SECONDS = 10.0
+
 
 class Prefetcher:
     """Holds, for each peer, at most one verified snapshot that has not been taken yet.
@@ -32,6 +35,7 @@ class Prefetcher:
         self._reader = reader
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._stopped = False
         self._above: dict[int, int] = {}
         self._exact: dict[int, tuple[int, float]] = {}
         self._held: dict[int, Snapshot] = {}
@@ -42,6 +46,12 @@ class Prefetcher:
     def start(self) -> None:
         """Begin to look."""
         self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; one that reads in the interpreter's last moments can abort it."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join(timeout=STOP_SECONDS)
 
     def look(self, peer: int, above: int) -> None:
         """From now on look for the newest snapshot of ``peer`` after update ``above``."""
@@ -81,12 +91,14 @@ class Prefetcher:
         self._given_up.pop(peer, None)
 
     def _work(self) -> None:
-        while True:
+        while not self._stopped:
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
             with self._lock:
                 peers = [p for p in {*self._above, *self._exact} if p not in self._held]
             for peer in peers:
+                if self._stopped:
+                    return
                 try:
                     self._try(peer)
                     self._complaint.pop(peer, None)

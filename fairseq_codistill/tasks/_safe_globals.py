@@ -11,6 +11,7 @@ import collections
 import typing
 
 import torch
+from fairseq.distributed import utils as distributed_utils
 from omegaconf import base, dictconfig, listconfig, nodes
 
 
@@ -19,6 +20,7 @@ def register() -> None:
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
+            distributed_utils._TensorPlaceholder,
             base.ContainerMetadata,
             base.Metadata,
             dictconfig.DictConfig,

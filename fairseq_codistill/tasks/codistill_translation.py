@@ -13,6 +13,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II, DictConfig
+from torch import distributed as dist
 from torch import nn
 
 from fairseq_codistill.codistillation import (
@@ -92,6 +93,39 @@ class CodistillTranslationTask(TranslationTask):
                 )
             return super().build_criterion(cfg, from_checkpoint=from_checkpoint)
 
+    def get_batch_iterator(
+        self,
+        dataset: Any,
+        *args: Any,
+        epoch: int = 1,
+        disable_iterator_cache: bool = False,
+        update_epoch_batch_itr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Give fairseq's iterator, with the batches that an unbroken run would have.
+
+        fairseq puts sentences together into batches once, with a seed that depends on the epoch
+        it happens to begin with, and then only shuffles the batches.  A run resumed in a later
+        epoch would so train on batches that no unbroken run has.
+        """
+        fresh = (
+            self.can_reuse_epoch_itr(dataset)
+            and not (disable_iterator_cache or update_epoch_batch_itr)
+            and dataset not in self.dataset_to_epoch_iter
+        )
+        iterator = super().get_batch_iterator(
+            dataset,
+            *args,
+            epoch=1 if fresh else epoch,
+            disable_iterator_cache=disable_iterator_cache,
+            update_epoch_batch_itr=update_epoch_batch_itr,
+            **kwargs,
+        )
+        if fresh:
+            dataset.set_epoch(epoch)
+            iterator.epoch = max(epoch, 1)
+        return iterator
+
     def begin_epoch(self, epoch: int, model: nn.Module) -> None:
         """Note the epoch, on which alpha depends; the first time, join the other groups."""
         super().begin_epoch(epoch, model)
@@ -133,7 +167,7 @@ class CodistillTranslationTask(TranslationTask):
         codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
         end = _TrainingEnd(lambda: codistillation.finish(_updates_made()))
         end.watch()
-        atexit.register(lambda: None if end.reached else codistillation.abandon())
+        atexit.register(_leave, codistillation, end)
         self.codistillation = codistillation
 
 
@@ -168,6 +202,18 @@ class _TrainingEnd(logging.Filter):
         return record.levelno >= logging.getLogger().getEffectiveLevel()
 
 
+def _leave(codistillation: Codistillation, end: _TrainingEnd) -> None:
+    """Leave nothing behind that disturbs the interpreter's end, and say so if it was no end."""
+    if not end.reached:
+        codistillation.abandon()
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        # fairseq leaves its process group open; the threads of an open one can abort the process.
+        dist.destroy_process_group()
+
+
 def _updates_made() -> int:
-    """Give the trainer's own counter, which skips updates that overflowed."""
-    return int(metrics.get_meter("default", "num_updates").val)
+    """Give the trainer's own counter, which does not count updates that overflowed.
+
+    By way of the active aggregator: the one that has a name is another after resuming.
+    """
+    return int(metrics.get_active_aggregators()[0]["num_updates"].val)
