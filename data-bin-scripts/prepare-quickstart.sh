@@ -66,6 +66,8 @@ if [[ -e $DEST/settings && $(<"$DEST/settings") != $(settings) ]]; then
         "delete it and what was trained on it, or name another folder."
 fi
 settings >"$DEST/settings"
+# Emptied, as the check after the download may ask for, the folder is no finished download.
+rmdir "$DEST/wheels" 2>/dev/null || true
 stage download "$DEST/wheels" "Downloading the catalogues (50 MB)" download_wheels
 python "$SCRIPTS/prepare_catalogues.py" "$DEST"/wheels/*.whl --pinned "$SCRIPTS/catalogues.txt"
 stage text "$DEST/text" "Cleaning and splitting the German-English text" make_text
