@@ -38,7 +38,7 @@ def write_corpus(folder: Path, pairs: int = 900, extra_words: tuple[str, ...] = 
     """Write and binarise a corpus; gives the folder for fairseq."""
     rng = random.Random(7)
     folder.mkdir(parents=True)
-    for split, count in {"train": pairs, "valid": 60, "test": 40}.items():
+    for split, count in {"train": pairs, "valid": 60, "test": 200}.items():
         lines = [sentence(rng) for _ in range(count)]
         if split == "train":
             lines += [(word, word) for word in extra_words]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fairseq_codistill.launch.commands import Worker
+from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.supervise import Group, Patience, supervise
 
@@ -25,7 +26,8 @@ def groups(folder: Path, commands: list[list[str]], patience: Patience, view: Li
                 for shell, name in zip(shells, names, strict=True)
             ]
 
-        return Group(f"group {index}", start, home / "log.txt", patience, view.announce)
+        mark = Finished(home, shells)
+        return Group(f"group {index}", start, home / "log.txt", patience, view.announce, mark)
 
     return [group(index, shells) for index, shells in enumerate(commands)]
 

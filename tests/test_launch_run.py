@@ -97,6 +97,13 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, corpus):
     manifests = list((out / "exchange/group-0").glob("0*.json"))
     assert {json.loads(path.read_text())["run_id"] for path in manifests} == {record["run_id"]}
 
+    # Once more: there is nothing left to do, and nothing is started.
+    once_more = start(out, corpus, "--max-update", str(done + 30))
+    output, _ = once_more.communicate(timeout=60)
+    assert once_more.returncode == 0, output
+    assert [starts(out, group) for group in (0, 1)] == [2, 2]
+    assert output.count("finished") == 2
+
 
 def test_wrong_settings_are_told_once(tmp_path, corpus):
     launch = start(tmp_path / "out", corpus, "--codistill-alpha", "-1")

@@ -87,6 +87,13 @@ def test_all_finish(tmp_path):
     assert "hello" in (tmp_path / "group-0/log.txt").read_text()
 
 
+def test_a_group_that_has_finished_its_command_is_not_started_again(tmp_path):
+    for last_command in ("echo there", "echo there", "echo more"):
+        assert run(tmp_path, "echo here", last_command)[:2] == (0, [State.FINISHED] * 2)
+    logs = [(tmp_path / f"group-{i}/log.txt").read_text().splitlines() for i in (0, 1)]
+    assert [logs[0].count("here"), logs[1].count("there"), logs[1].count("more")] == [1, 1, 1]
+
+
 def test_restarts_a_group_and_not_the_others(tmp_path):
     failing = TRAINED + "echo start $RESTARTS; test $RESTARTS -eq 2"
     status, states, said = run(tmp_path, failing, "echo once; sleep 1")

@@ -22,6 +22,7 @@ from fairseq_codistill.launch.commands import (
 )
 from fairseq_codistill.launch.devices import divide, find_gpus
 from fairseq_codistill.launch.dialects import Dialect, recognise
+from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.supervise import Group, Patience, supervise
 
@@ -92,7 +93,14 @@ def launch(options: Options) -> int:
         view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s)")
         patience = Patience(max_restarts=options.max_restarts)
         groups = [
-            Group(f"group {i}", start, start.first[0].log, patience, view.announce)
+            Group(
+                f"group {i}",
+                start,
+                start.first[0].log,
+                patience,
+                view.announce,
+                Finished(plan.folder(i), [*options.command, *plan.flags.get(i, ())]),
+            )
             for i, start in enumerate(starts)
         ]
         return supervise(groups, view)

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from fairseq_codistill.launch.commands import MISLEADING_VARIABLES, Worker
+from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.progress import LiveView, LogReader, Progress, live_line
 
 # The plugin and argparse end with it when the settings are wrong: to start again is no use.
@@ -132,6 +133,7 @@ class Group:
         log: the first worker's log.
         patience: how often and how long to try.
         announce: prints a line for the user.
+        finished: the mark of its end; a group that has it is not started.
     """
 
     def __init__(
@@ -141,15 +143,17 @@ class Group:
         log: Path,
         patience: Patience,
         announce: Callable[[str], None],
+        finished: Finished,
     ) -> None:
         self.name = name
-        self.state = State.WAITING
+        self.state = State.FINISHED if finished.reached else State.WAITING
         self.restarts = 0
         self.progress = Progress()
         self._start = start
         self._reader = LogReader(log, self.progress)
         self._patience = patience
         self._announce = announce
+        self._finished = finished
         self._processes: list[Process] = []
         self._start_at = 0.0
         self._kill_at = 0.0
@@ -209,6 +213,7 @@ class Group:
             self._failed = failed[0]
             self._terminate(now)
         elif all(status == 0 for status in statuses):
+            self._finished.note()
             self.state = State.FINISHED
 
     def _terminate(self, now: float) -> None:
