@@ -169,7 +169,7 @@ def test_a_batch_is_divided_by_its_sentences_if_asked(groups):
 
 
 def test_label_smoothing_is_in_the_loss_and_not_in_the_nll(groups):
-    student, _ = groups("--label-smoothing", "0.1", "--codistill-alpha", "0")
+    student, _ = groups("--label-smoothing", "0.1", "--codistill-alpha", "0", live=False)
     student.model.train()
     loss, _, log = student.criterion(student.model, student.sample)
     log_probs = F.log_softmax(student.logits(), dim=1)

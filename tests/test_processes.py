@@ -69,14 +69,14 @@ def test_lockstep_ends_with_the_name_of_the_peer_it_waited_for(corpus, tmp_path)
 def test_an_exchange_that_cannot_be_written_is_named(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     flags = two_groups(tmp_path / "file")
-    run = finish(start(corpus, tmp_path / "0", *flags), tmp_path / "0", status=2)
-    refused(run, "cannot be written")
+    run = finish(start(corpus, tmp_path / "0", *flags), tmp_path / "0", status=1)
+    refused(run, "cannot be used")
 
 
 def test_an_unknown_kind_of_exchange_is_named(corpus, tmp_path):
     flags = two_groups("carrier-pigeon://loft")
     run = finish(start(corpus, tmp_path, *flags), tmp_path, status=2)
-    refused(run, "--codistill-dir: the exchange 'carrier-pigeon://loft' cannot be opened")
+    refused(run, "--codistill-dir carrier-pigeon://loft cannot be opened")
 
 
 @pytest.fixture(scope="module")

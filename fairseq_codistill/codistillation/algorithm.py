@@ -43,6 +43,12 @@ from fairseq_codistill.exchange import (
 
 logger = logging.getLogger(__name__)
 
+# How long the leader may write a checkpoint or validate while the other workers wait for it.
+SAVING_SECONDS = 3600.0
+
+# How long a process that ends early waits for a store that hangs.
+LEAVE_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Group:
@@ -73,7 +79,9 @@ class Codistillation:
         state: gives the student's current state, names -> tensors.
 
     Raises:
-        ConfigError: if the exchange cannot be used with these settings.
+        ConfigError: if the exchange is none, another process has this group's index, two groups
+            have one seed, or (lockstep) different vocabularies.
+        ExchangeError: if the exchange cannot be read or written.
     """
 
     def __init__(
@@ -85,7 +93,7 @@ class Codistillation:
         self.alpha = 0.0
         self.update = 0
         self.epoch = 1
-        self.workers = Workers(timeout=2 * config.codistill_timeout + 60)
+        self.workers = Workers(timeout=2 * config.codistill_timeout + SAVING_SECONDS)
         self._config = config
         self._group = group
         self._state = state
@@ -95,6 +103,7 @@ class Codistillation:
         self._stall = 0.0
         self._published: int | None = None
         self._started = False
+        self._skipped = 0
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
         self._peers = {j: Peer(j, group.build) for j in others}
@@ -122,7 +131,9 @@ class Codistillation:
             epoch: the epoch, from 1, that it belongs to.
 
         Raises:
-            ExchangeError: lockstep only: a peer's snapshot cannot be had.
+            ExchangeError: lockstep only: a peer's snapshot cannot be had, or this group's cannot
+                be published.
+            ConfigError: lockstep only: this process has other weights than its run had here.
         """
         self.update, self.epoch = update, epoch
         self.alpha = self._schedule(epoch, update)
@@ -141,13 +152,14 @@ class Codistillation:
         if self._published != update:
             self._publisher.submit(self._draft())
         self._publisher.wait()
-        self._presence.release(finished=True)
+        # Peers may wait for the last snapshot only if it is there.
+        self._presence.release(finished=self._publisher.failure is None)
 
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._source.stop()
         if self.workers.leader:
-            self._publisher.wait()
+            self._publisher.wait(timeout=LEAVE_SECONDS)
             self._presence.release(finished=False)
 
     # Within an update.
@@ -196,42 +208,60 @@ class Codistillation:
     def _publish_if_due(self) -> None:
         if not self.workers.leader:
             return
-        multiple = self.update % self._config.codistill_interval == 0
+        if self._lockstep and self._publisher.failure is not None:
+            raise ExchangeError(
+                f"a snapshot could not be published ({self._publisher.failure}), and peers in "
+                "lockstep wait for it; see to the exchange and start again"
+            )
         if not self._started:
             self._started = True
-            if self.update > 0 or self._lockstep:
+            self._warn_of_a_former_life()
+            if self._lockstep:
                 self._publish_start()
-        elif multiple and self._published != self.update:
-            if self._publisher.busy and not self._lockstep:
-                logger.warning(
-                    "snapshot of update %d skipped: the one before is still being published",
-                    self.update,
-                )
                 return
-            self._publisher.submit(self._draft())
-            self._published = self.update
+            due = self.update > 0
+        else:
+            due = self.update % self._config.codistill_interval == 0
+        if not due or self._published == self.update:
+            return
+        if self._publisher.busy and not self._lockstep:
+            self._skipped += 1
+            logger.warning(
+                "snapshot of update %d skipped, %d so far: the one before is still being published",
+                self.update,
+                self._skipped,
+            )
+            return
+        self._publisher.submit(self._draft())
+        self._published = self.update
+
+    def _warn_of_a_former_life(self) -> None:
+        """Say so if this run has snapshots already and this process begins from the beginning."""
+        newest = self._exchange.newest_update(self._config.codistill_group)
+        if self.update == 0 and newest:
+            logger.warning(
+                "the run %s already has snapshots of this group, up to update %d, and peers go "
+                "on using those; unless this is a restart of that run, stop all groups and give "
+                "them a --codistill-run-id of their own",
+                self._config.codistill_run_id,
+                newest,
+            )
 
     def _publish_start(self) -> None:
-        """Publish where this process starts or resumes, before any update: errors still count."""
-        newest = max(self._exchange.updates(self._config.codistill_group), default=0)
-        if self.update == 0 and newest > 0:
-            logger.warning(
-                "the exchange holds snapshots of this group up to update %d; if this is not a "
-                "restart of the run %s, give it a --codistill-run-id of its own",
-                newest,
-                self._config.codistill_run_id,
-            )
+        """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
         draft = self._draft()
-        if not self._exchange.publish(draft):
-            message = (
-                f"the exchange holds other weights of group {draft.group} for update "
-                f"{draft.update} of the run {self._config.codistill_run_id} than this process "
-                "starts with; resume from the checkpoint of that run, or give another "
-                "--codistill-run-id"
+        try:
+            agrees = self._exchange.publish(draft)
+        except OSError as error:
+            raise ExchangeError(
+                f"--codistill-dir {self._exchange.store.uri} cannot be written ({error})"
+            ) from error
+        if not agrees:
+            raise ConfigError(
+                f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
+                f"other weights of group {draft.group} for update {draft.update} than this "
+                "process starts with; resume from that run's checkpoint, or give another id"
             )
-            if self._lockstep:
-                raise ConfigError(message)
-            logger.warning("%s", message)
         self._published = self.update
 
     def _draft(self) -> Draft:
@@ -300,7 +330,7 @@ class Codistillation:
                     "lockstep cannot leave it out; prepare the data of all groups with one "
                     "dictionary"
                 )
-            if problem:
+            if problem is not None:
                 presence.release(finished=False)
                 raise ConfigError(problem)
         return presence
@@ -316,15 +346,14 @@ class Codistillation:
 
 @contextmanager
 def _naming_the_flag(config: CodistillationConfig) -> Iterator[None]:
-    """Turn the exchange's errors at the start into errors of the settings."""
+    """Tell, at the start, wrong settings from an exchange that cannot be reached just now."""
     try:
         yield
     except ExchangeError as error:
-        text = str(error)
-        flagged = text if "--codistill-" in text else f"--codistill-dir: {text}"
-        raise ConfigError(flagged) from error
+        raise ConfigError(str(error)) from error
     except OSError as error:
-        raise ConfigError(
+        # Not a ConfigError: a restart may find the exchange well again.
+        raise ExchangeError(
             f"--codistill-dir {config.codistill_dir} cannot be used ({error}); name a folder or "
             "URI that every group can write"
         ) from error

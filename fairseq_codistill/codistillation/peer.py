@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairseq_codistill.exchange import Snapshot, SnapshotRejected, shapes_digest
+from fairseq_codistill.exchange import (
+    ExchangeError,
+    Snapshot,
+    SnapshotRejected,
+    shapes_digest,
+)
 
 # Gives a model with the right layers, on the student's device and in its dtype; the weights may
 # be anything.
@@ -42,6 +47,8 @@ class Peer:
         Raises:
             SnapshotRejected: if its configuration cannot be built or its tensors do not fit; the
                 peer then stays what it was.
+            ExchangeError: if the device has no room for it.  Not a rejection: the other workers
+                of the group have room, perhaps, and would go on with another loss.
         """
         module, config = self._module, snapshot.manifest.model
         if module is None or config != self._config:
@@ -57,6 +64,11 @@ class Peer:
         with torch.random.fork_rng(devices=cuda_devices()):
             try:
                 module = self._build(config)
+            except torch.OutOfMemoryError as error:
+                raise ExchangeError(
+                    f"the device has no room for the model of peer {self.group}; lower "
+                    "--max-tokens, or train with fewer groups"
+                ) from error
             except Exception as error:
                 raise SnapshotRejected(f"its model cannot be built ({error})") from error
         return module.eval().requires_grad_(False)

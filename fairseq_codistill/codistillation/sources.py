@@ -110,7 +110,7 @@ class LockstepSource:
                 reason = str(rejection)
             except SnapshotMissing:
                 self._check_not_finished(peer, update)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whatever a store raises may pass in time
                 reason = f"the exchange could not be read: {error}"
             if time.monotonic() > deadline:
                 raise ExchangeError(
@@ -155,10 +155,11 @@ class AsyncSource:
         if workers.leader:
             for peer in peers:
                 self._prefetcher.look(peer, above=-1)
-        self._prefetcher.start()
 
     def take(self, update: int) -> list[Snapshot]:
         """Give what all workers hold; never waits for a snapshot."""
+        # Not before it is first asked: what was found before a burn-in would be old after it.
+        self._prefetcher.start()
         held = {peer: self._prefetcher.held(peer) for peer in self._peers}
         votes = [number for peer in self._peers for number in self._vote(peer, held[peer])]
         least = iter(self._workers.least(votes))

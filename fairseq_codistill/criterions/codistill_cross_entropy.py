@@ -128,7 +128,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         rows = codistillation.term(logits, lambda peer: peer(**sample["net_input"])[0])
         if rows is None:
             return None
-        return rows[sample["target"] != self.padding_idx].sum()
+        return rows.masked_fill(sample["target"] == self.padding_idx, 0).sum()
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

@@ -14,4 +14,4 @@ class SnapshotRejected(ExchangeError):
 
 
 class PeerUnusable(SnapshotRejected):
-    """The snapshot is sound, but no snapshot of this peer can ever be used by this group."""
+    """No snapshot of this peer can ever be used by this group, sound or not."""

@@ -162,6 +162,11 @@ class Exchange:
             raise SnapshotRejected("its tensors' names and shapes are not those of its manifest")
         return Snapshot(manifest, tensors)
 
+    def newest_update(self, group: int) -> int | None:
+        """The newest update of a group that this run has a manifest of."""
+        own = (u for u in self.updates(group) if self._own_manifest(group, u) is not None)
+        return next(own, None)
+
     def prune(self, group: int, keep: int) -> None:
         """Delete this run's snapshots of a group but for the ``keep`` newest; 0 keeps all."""
         if keep == 0:
@@ -181,7 +186,9 @@ class Exchange:
         names = set(self.store.names(folder))
         for name in names:
             orphan = name.endswith(".safetensors") and f"{name[:-12]}.json" not in names
-            if orphan or name.endswith(".tmp"):
+            # The heartbeat writes beside this.
+            partial = name.endswith(".tmp") and not name.startswith("alive.json.")
+            if orphan or partial:
                 self.store.delete(f"{folder}/{name}")
 
     def _own_manifest(self, group: int, update: int) -> Manifest | None:

@@ -25,7 +25,7 @@ class Manifest:
         group: the publishing group's index.
         seed: that group's seed.
         update: updates the model had made.
-        epoch: the epoch, from 1, that the next update belongs to.
+        epoch: the epoch, from 1, that training was in.
         dtype: of the floating-point tensors in the file.
         bytes: size of the tensor file.
         sha256: of the tensor file.

@@ -44,14 +44,16 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._work, name="codistill-prefetch", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
+        """Begin to look, unless begun."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def stop(self) -> None:
         """End the thread; one that reads in the interpreter's last moments can abort it."""
         self._stopped = True
         self._wake.set()
-        self._thread.join(timeout=STOP_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=STOP_SECONDS)
 
     def look(self, peer: int, above: int) -> None:
         """From now on look for the newest snapshot of ``peer`` after update ``above``."""

@@ -16,6 +16,10 @@ class Publisher:
     Args:
         exchange: where to.
         keep: newest snapshots of the group that stay; 0 keeps all.
+
+    Attributes:
+        failure: what went wrong with the newest draft; None while it is on its way, or if nothing
+            did.
     """
 
     def __init__(self, exchange: Exchange, keep: int) -> None:
@@ -24,8 +28,7 @@ class Publisher:
         self._draft: Draft | None = None
         self._changed = threading.Condition()
         self._swept = False
-        # One thread for the whole run: at interpreter exit, when the last snapshot is due, no
-        # new thread can be started.
+        self.failure: Exception | None = None
         threading.Thread(target=self._work, name="codistill-publisher", daemon=True).start()
 
     @property
@@ -38,13 +41,13 @@ class Publisher:
         """Hand a draft over; waits if one is still on its way."""
         with self._changed:
             self._changed.wait_for(lambda: self._draft is None)
-            self._draft = draft
+            self._draft, self.failure = draft, None
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait until nothing is on its way."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is on its way, or for ``timeout`` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._draft is None)
+            self._changed.wait_for(lambda: self._draft is None, timeout)
 
     def _work(self) -> None:
         while True:
@@ -52,12 +55,14 @@ class Publisher:
                 self._changed.wait_for(lambda: self._draft is not None)
                 draft = self._draft
             assert draft is not None
+            failure: Exception | None = None
             try:
                 self._publish(draft)
             except Exception as error:  # noqa: BLE001 - whatever a store raises, training goes on
                 logger.error("snapshot of update %d was not published: %s", draft.update, error)
+                failure = error
             with self._changed:
-                self._draft = None
+                self._draft, self.failure = None, failure
                 self._changed.notify_all()
 
     def _publish(self, draft: Draft) -> None:

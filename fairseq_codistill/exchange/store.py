@@ -34,7 +34,7 @@ class Store:
             self._fs, self._root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ExchangeError(
-                f"the exchange {uri!r} cannot be opened ({error}); name a folder or a URI whose "
+                f"--codistill-dir {uri} cannot be opened ({error}); name a folder or a URI whose "
                 "fsspec package is installed"
             ) from error
 

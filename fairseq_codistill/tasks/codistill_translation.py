@@ -55,7 +55,7 @@ class CodistillTranslationTask(TranslationTask):
         self.codistillation: Codistillation | None = None
         self._model_cfg: argparse.Namespace | DictConfig | None = None
         self._epoch = 1
-        self._boundary: int | None = None
+        self._boundary: tuple[int, int] | None = None
 
     @classmethod
     def setup_task(cls, cfg: CodistillTranslationConfig, **kwargs: Any) -> TranslationTask:
@@ -148,10 +148,13 @@ class CodistillTranslationTask(TranslationTask):
         fairseq calls this again with the same ``update_num`` for further micro-batches and for
         batches repeated after an overflow.
         """
-        if self.codistillation is not None and update_num != self._boundary:
+        # The epoch too: after an overflow in an epoch's last batch the next one begins at the
+        # same update, with its own alpha.
+        boundary = (update_num, self._epoch)
+        if self.codistillation is not None and boundary != self._boundary:
+            self._boundary = boundary
             with errors_as_sentences():
                 self.codistillation.at_boundary(update_num, self._epoch)
-            self._boundary = update_num
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def _join(self, model: nn.Module) -> None:
