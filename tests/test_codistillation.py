@@ -1,0 +1,184 @@
+"""The core without a framework: two groups of a linear model in one process."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fairseq_codistill.codistillation import (
+    Codistillation,
+    CodistillationConfig,
+    ConfigError,
+    Group,
+)
+from fairseq_codistill.exchange import Exchange, ExchangeError, Store, prefetcher
+
+
+@pytest.fixture(autouse=True)
+def quick_look(monkeypatch):
+    monkeypatch.setattr(prefetcher, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Make one group's side, with the model it has at hand as ``.model``."""
+    made = []
+
+    def make(group, seed=None, vocabulary="v", model=None, **settings):
+        settings = {
+            "codistill_dir": str(tmp_path),
+            "codistill_num_groups": 2,
+            "codistill_group": group,
+            "codistill_interval": 2,
+            "codistill_mode": "lockstep",
+            "codistill_snapshot_dtype": "float32",
+            "codistill_timeout": 0.3,
+        } | settings
+        config = CodistillationConfig(**settings)
+        config.check()
+        torch.manual_seed(group)
+        model = model or nn.Linear(3, 5)
+        who = Group(
+            seed=group if seed is None else seed,
+            vocabulary=vocabulary,
+            model={"classes": 5},
+            build=lambda config: nn.Linear(3, config["classes"]),
+        )
+        side = Codistillation(config, who, model.state_dict)
+        side.model = model
+        made.append(side)
+        return side
+
+    yield make
+    for side in made:
+        side.abandon()
+
+
+def published(tmp_path, group):
+    return Exchange(Store(str(tmp_path)), "default").updates(group)[::-1]
+
+
+def both_at(sides, update, epoch=1):
+    """Both groups at one boundary: the first is asked again once the second has published."""
+    with pytest.raises(ExchangeError, match="no snapshot of peer 1"):
+        sides[0].at_boundary(update, epoch)
+    sides[1].at_boundary(update, epoch)
+    sides[0].at_boundary(update, epoch)
+
+
+def test_the_term_is_the_divergence_from_the_snapshot(join, tmp_path):
+    sides = [join(0), join(1)]
+    both_at(sides, 0)
+    x = torch.randn(4, 3)
+    stale = sides[1].model(x).detach()
+    with torch.no_grad():
+        sides[1].model.weight.add_(1)  # what the peer does since is not seen
+    student = sides[0].model(x)
+    rows = sides[0].term(student, lambda peer: peer(x))
+    assert torch.allclose(rows, (stale - student).square().mean(dim=1))
+    rows.sum().backward()
+    assert sides[0].model.weight.grad.abs().max() > 0
+    assert published(tmp_path, 0) == [0]
+
+
+def test_staleness_is_the_own_update_minus_the_snapshots(join):
+    sides = [join(0), join(1)]
+    both_at(sides, 0)
+    assert sides[0].staleness == 0
+    sides[0].at_boundary(1, 1)
+    assert sides[0].staleness == 1
+    assert sides[0].take_stall() > 0.3, "it waited for the peer that was not there"
+    assert sides[0].take_stall() == 0
+
+
+def test_alpha_follows_epoch_and_burn_in(join):
+    side = join(0, codistill_mode="async", codistill_burn_in=3, codistill_alpha_growth=2.0)
+    seen = []
+    for update, epoch in [(0, 1), (2, 1), (3, 2), (4, 3)]:
+        side.at_boundary(update, epoch)
+        seen.append(side.alpha)
+    assert seen == [0, 0, 2, 4]
+
+
+def test_async_publishes_at_multiples_of_t_and_at_the_end(join, tmp_path):
+    side = join(0, codistill_mode="async", codistill_keep=0)
+    for update in range(5):
+        side.at_boundary(update, 1)
+        side._publisher.wait()  # or these quick updates would find it busy, and skip
+    side.finish(5)
+    assert published(tmp_path, 0) == [2, 4, 5], "not 0: nobody wants to learn from random weights"
+    alive = json.loads((tmp_path / "group-0" / "alive.json").read_text())
+    assert (alive["finished"], alive["running"], alive["update"]) == (True, False, 5)
+
+
+def test_a_resumed_group_publishes_where_it_resumes(join, tmp_path):
+    side = join(0, codistill_mode="async")
+    side.at_boundary(7, 2)
+    side.finish(7)
+    assert published(tmp_path, 0) == [7]
+
+
+def test_a_run_that_begins_again_over_its_own_snapshots_is_warned(join, caplog):
+    first = join(0, codistill_mode="async")
+    first.at_boundary(0, 1)
+    first.finish(900)
+    assert "already has snapshots" not in caplog.text
+    again = join(0, codistill_mode="async")
+    again.at_boundary(0, 1)
+    again.abandon()
+    assert "already has snapshots of this group, up to update 900" in caplog.text
+    caplog.clear()
+    join(0, codistill_mode="async", codistill_run_id="another").at_boundary(0, 1)
+    assert "already has snapshots" not in caplog.text
+
+
+def test_lockstep_refuses_to_go_on_from_other_weights(join):
+    sides = [join(0), join(1)]
+    both_at(sides, 0)
+    sides[0].abandon()
+    other = join(0, model=nn.Linear(3, 5))
+    with pytest.raises(ConfigError, match="--codistill-run-id default: this run has published ot"):
+        other.at_boundary(0, 1)
+
+
+def test_lockstep_stops_if_its_own_snapshot_could_not_be_published(join, tmp_path, monkeypatch):
+    sides = [join(0), join(1)]
+    both_at(sides, 0)
+
+    def full(self, name, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(ExchangeError):
+        sides[1].at_boundary(2, 1)
+    with pytest.raises(ExchangeError, match=r"could not be published \(\[Errno 28\]"):
+        sides[1].at_boundary(3, 1)
+
+
+def test_an_end_without_the_last_snapshot_is_not_called_finished(join, tmp_path, monkeypatch):
+    side = join(0, codistill_mode="async")
+    write = Store.write
+
+    def full_for_tensors(self, name, data):
+        if name.endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", full_for_tensors)
+    side.finish(5)
+    alive = json.loads((tmp_path / "group-0" / "alive.json").read_text())
+    assert (alive["finished"], alive["running"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 0}, "--seed 0 is that of group 0 too"),
+        ({"vocabulary": "w"}, "group 0 trains with another target vocabulary"),
+    ],
+)
+def test_groups_that_do_not_go_together_are_refused(join, changes, says):
+    join(0)
+    with pytest.raises(ConfigError, match=says):
+        join(1, **changes)
