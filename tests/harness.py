@@ -99,19 +99,25 @@ def train(corpus: Path, folder: Path, *flags: str) -> Run:
 
 
 def launch(
-    corpus: Path, out: Path, *flags: str, groups: int = 2, workers: int = 1, status: int = 0
+    corpus: Path,
+    out: Path,
+    *flags: str,
+    groups: int = 2,
+    workers: int = 1,
+    model: Sequence[str] = (*MODEL, "--share-all-embeddings"),
+    options: Sequence[str] = (),
 ) -> list[Run]:
     """Run ``codistill launch`` and give what each group left behind."""
     command = [
         *[str(BIN / "codistill"), "launch", "--groups", str(groups), "--out", str(out)],
-        *["--workers-per-group", str(workers), "--max-restarts", "0", "--"],
-        *["fairseq-train", str(corpus), *TINY, *CODISTILL, *flags],
+        *["--workers-per-group", str(workers), "--max-restarts", "0", *options],
+        *["--", "fairseq-train", str(corpus), *model, *SETTINGS, *CODISTILL, *flags],
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
     folders = [out / f"group-{i}" for i in range(groups)]
     logs = [(f / "log.txt").read_text() if (f / "log.txt").exists() else "" for f in folders]
     told = done.stdout[-2000:] + done.stderr[-2000:] + "".join(log[-1500:] for log in logs)
-    assert done.returncode == status, told
+    assert done.returncode == 0, told
     return [Run(folder, log) for folder, log in zip(folders, logs, strict=True)]
 
 

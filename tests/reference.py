@@ -17,8 +17,8 @@ from harness import PLAIN, SEED_STEP, TINY
 from torch.nn import functional as F
 
 
-def batches(task, model, cfg, seed: int, workers: int):
-    """For each update, its epoch and the workers' batches, for ever."""
+def batches(task, model, cfg, seed: int, workers: int, update_freq: int):
+    """For each update, its epoch and the workers' micro-batches, for ever."""
     iterator = [
         task.get_batch_iterator(
             task.dataset("train"),
@@ -34,12 +34,21 @@ def batches(task, model, cfg, seed: int, workers: int):
     ]
     while True:
         shards = [it.next_epoch_itr(shuffle=True) for it in iterator]
-        for parts in zip(*(iterators.GroupedIterator(s, 1) for s in shards), strict=True):
-            yield iterator[0].epoch, [part[0] for part in parts if len(part[0])]
+        grouped = [iterators.GroupedIterator(shard, update_freq) for shard in shards]
+        for of_each_worker in zip(*grouped, strict=True):
+            parts = [part for micro_batches in of_each_worker for part in micro_batches]
+            yield iterator[0].epoch, [part for part in parts if len(part)]
 
 
 def algorithm_1(
-    corpus: Path, updates: int, n: int, workers: int, alpha: float, gamma: float, lr: float
+    corpus: Path,
+    updates: int,
+    n: int,
+    workers: int,
+    update_freq: int,
+    alpha: float,
+    gamma: float,
+    lr: float,
 ) -> tuple[list[dict[str, torch.Tensor]], list[list[dict[str, float]]]]:
     """Train n models; gives their weights, and each one's losses at each update."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -55,7 +64,8 @@ def algorithm_1(
         np.random.seed(cfg.common.seed + SEED_STEP * i)
         utils.set_torch_seed(cfg.common.seed + SEED_STEP * i)
         models.append(task.build_model(cfg.model).double().eval())  # dropout is 0
-        data.append(batches(task, models[i], cfg, cfg.common.seed + SEED_STEP * i, workers))
+        seed = cfg.common.seed + SEED_STEP * i
+        data.append(batches(task, models[i], cfg, seed, workers, update_freq))
 
     losses: list[list[dict[str, float]]] = [[] for _ in range(n)]
     for _ in range(updates):

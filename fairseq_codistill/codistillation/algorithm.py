@@ -4,74 +4,37 @@
                    + alpha_k / (n-1) sum_{j != i} D( f_j(x), f_i(x) ) )
 
 The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
-(``Codistillation.alpha``), the f_j, which are stale copies (``peers``), and the second term
-(``term``); ``at_boundary`` stands between update k - 1 and update k.
+(``Codistillation.alpha``), the f_j, which are stale copies (``peers``), and the sum divided by
+n - 1 (``term``); ``at_boundary`` stands between update k - 1 and update k.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
-from fairseq_codistill.codistillation.peer import BuildModel, Peer, cuda_devices
+from fairseq_codistill.codistillation.membership import Group, Membership
+from fairseq_codistill.codistillation.peer import Peer, cuda_devices
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
 from fairseq_codistill.codistillation.workers import Workers
-from fairseq_codistill.exchange import (
-    WIRE_DTYPES,
-    Alive,
-    Draft,
-    Exchange,
-    ExchangeError,
-    Presence,
-    Publisher,
-    Reader,
-    SnapshotRejected,
-    Store,
-    copy_out,
-    read_alive,
-)
+from fairseq_codistill.exchange import Exchange, ExchangeError, Reader, SnapshotRejected, Store
 
 logger = logging.getLogger(__name__)
 
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0
 
-# How long a process that ends early waits for a store that hangs.
-LEAVE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a group is to others, beside its settings.
-
-    Attributes:
-        seed: of this group's randomness; differs from group to group.
-        vocabulary: digest of the target vocabulary (or of the classes).
-        model: configuration from which ``build`` makes this group's model; plain JSON.
-        build: makes a model from such a configuration, this group's or a peer's.
-    """
-
-    seed: int
-    vocabulary: str
-    model: dict[str, Any]
-    build: BuildModel
-
 
 class Codistillation:
     """One group's side of codistillation, from its first update to its last.
 
-    Every worker of the group makes one, and all call ``at_boundary`` for the same updates; only
-    the leader writes to the exchange.
+    Every worker of the group makes one, and all call ``at_boundary`` for the same updates.
 
     Args:
         config: checked settings, with more than one group.
@@ -94,27 +57,20 @@ class Codistillation:
         self.update = 0
         self.epoch = 1
         self.workers = Workers(timeout=2 * config.codistill_timeout + SAVING_SECONDS)
-        self._config = config
-        self._group = group
-        self._state = state
         self._schedule = config.alpha_schedule()
         self._divergence = config.divergence()
-        self._lockstep = config.codistill_mode == "lockstep"
         self._stall = 0.0
-        self._published: int | None = None
-        self._started = False
-        self._skipped = 0
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
         self._peers = {j: Peer(j, group.build) for j in others}
+        self._membership: Membership | None = None
         with _naming_the_flag(config):
-            self._exchange = Exchange(Store(str(config.codistill_dir)), config.codistill_run_id)
+            exchange = Exchange(Store(str(config.codistill_dir)), config.codistill_run_id)
             if self.workers.leader:
-                self._presence = self._claim(others)
-                self._publisher = Publisher(self._exchange, config.keep)
-        reader = Reader(self._exchange, group.seed, group.vocabulary)
+                self._membership = Membership(config, group, state, exchange, others)
+        reader = Reader(exchange, group.seed, group.vocabulary)
         self._source: Source
-        if self._lockstep:
+        if config.codistill_mode == "lockstep":
             self._source = LockstepSource(
                 reader, self.workers, others, config.codistill_interval, config.codistill_timeout
             )
@@ -135,32 +91,27 @@ class Codistillation:
                 be published.
             ConfigError: lockstep only: this process has other weights than its run had here.
         """
+        start = time.perf_counter()
         self.update, self.epoch = update, epoch
         self.alpha = self._schedule(epoch, update)
-        with self._stalling():
-            self._publish_if_due()
-            if self.alpha > 0:
-                self._refresh()
+        if self._membership is not None:
+            self._membership.at_boundary(update, epoch)
+        if self.alpha > 0:
+            self._refresh()
+        self._stall += time.perf_counter() - start
 
     def finish(self, update: int) -> None:
-        """End: publish the snapshot of the last update, and say that training is over."""
-        self.update = update
+        """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
         self._source.stop()
         self.workers.close()
-        if not self.workers.leader:
-            return
-        if self._published != update:
-            self._publisher.submit(self._draft())
-        self._publisher.wait()
-        # Peers may wait for the last snapshot only if it is there.
-        self._presence.release(finished=self._publisher.failure is None)
+        if self._membership is not None:
+            self._membership.finish(update, self.epoch)
 
     def abandon(self) -> None:
-        """End without having reached the end: publish nothing, say that the process is gone."""
+        """End without having reached the end."""
         self._source.stop()
-        if self.workers.leader:
-            self._publisher.wait(timeout=LEAVE_SECONDS)
-            self._presence.release(finished=False)
+        if self._membership is not None:
+            self._membership.abandon()
 
     # Within an update.
 
@@ -203,82 +154,6 @@ class Codistillation:
         stall, self._stall = self._stall, 0.0
         return stall
 
-    # The exchange, seen from here.
-
-    def _publish_if_due(self) -> None:
-        if not self.workers.leader:
-            return
-        if self._lockstep and self._publisher.failure is not None:
-            raise ExchangeError(
-                f"a snapshot could not be published ({self._publisher.failure}), and peers in "
-                "lockstep wait for it; see to the exchange and start again"
-            )
-        if not self._started:
-            self._started = True
-            self._warn_of_a_former_life()
-            if self._lockstep:
-                self._publish_start()
-                return
-            due = self.update > 0
-        else:
-            due = self.update % self._config.codistill_interval == 0
-        if not due or self._published == self.update:
-            return
-        if self._publisher.busy and not self._lockstep:
-            self._skipped += 1
-            logger.warning(
-                "snapshot of update %d skipped, %d so far: the one before is still being published",
-                self.update,
-                self._skipped,
-            )
-            return
-        self._publisher.submit(self._draft())
-        self._published = self.update
-
-    def _warn_of_a_former_life(self) -> None:
-        """Say so if this run has snapshots already and this process begins from the beginning."""
-        newest = self._exchange.newest_update(self._config.codistill_group)
-        if self.update == 0 and newest:
-            logger.warning(
-                "the run %s already has snapshots of this group, up to update %d, and peers go "
-                "on using those; unless this is a restart of that run, stop all groups and give "
-                "them a --codistill-run-id of their own",
-                self._config.codistill_run_id,
-                newest,
-            )
-
-    def _publish_start(self) -> None:
-        """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
-        draft = self._draft()
-        try:
-            agrees = self._exchange.publish(draft)
-        except OSError as error:
-            raise ExchangeError(
-                f"--codistill-dir {self._exchange.store.uri} cannot be written ({error})"
-            ) from error
-        if not agrees:
-            raise ConfigError(
-                f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
-                f"other weights of group {draft.group} for update {draft.update} than this "
-                "process starts with; resume from that run's checkpoint, or give another id"
-            )
-        self._published = self.update
-
-    def _draft(self) -> Draft:
-        dtype = self._config.codistill_snapshot_dtype
-        tensors, aliases = copy_out(self._state(), WIRE_DTYPES[dtype])
-        return Draft(
-            group=self._config.codistill_group,
-            seed=self._group.seed,
-            update=self.update,
-            epoch=self.epoch,
-            dtype=dtype,
-            vocabulary=self._group.vocabulary,
-            model=self._group.model,
-            tensors=tensors,
-            aliases=aliases,
-        )
-
     def _refresh(self) -> None:
         for snapshot in self._source.take(self.update):
             manifest = snapshot.manifest
@@ -298,50 +173,6 @@ class Codistillation:
                 manifest.sha256[:16],
                 self.update,
             )
-
-    def _claim(self, others: list[int]) -> Presence:
-        config, group = self._config, self._group
-        alive = Alive(
-            run_id=config.codistill_run_id,
-            nonce=os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex,
-            seed=group.seed,
-            vocabulary=group.vocabulary,
-            update=0,
-            time=0.0,
-            finished=False,
-            running=True,
-        )
-        store = self._exchange.store
-        presence = Presence(store, config.codistill_group, alive, update=lambda: self.update)
-        presence.claim()
-        for other in others:
-            peer = read_alive(store, other)
-            if peer is None or not peer.fresh or peer.run_id != config.codistill_run_id:
-                continue
-            problem = None
-            if peer.seed == group.seed:
-                problem = (
-                    f"--seed {group.seed} is that of group {other} too; give every group a seed "
-                    "of its own, 1000003 apart"
-                )
-            elif peer.vocabulary != group.vocabulary and self._lockstep:
-                problem = (
-                    f"group {other} trains with another target vocabulary, and --codistill-mode "
-                    "lockstep cannot leave it out; prepare the data of all groups with one "
-                    "dictionary"
-                )
-            if problem is not None:
-                presence.release(finished=False)
-                raise ConfigError(problem)
-        return presence
-
-    @contextmanager
-    def _stalling(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stall += time.perf_counter() - start
 
 
 @contextmanager

@@ -1,0 +1,219 @@
+"""A group's membership of the run: its index, the snapshots it publishes, its orderly end.
+
+Only a group's leader has one; it is the group's one writer to the exchange.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
+from fairseq_codistill.codistillation.peer import BuildModel
+from fairseq_codistill.exchange import (
+    WIRE_DTYPES,
+    Alive,
+    Draft,
+    Exchange,
+    ExchangeError,
+    Presence,
+    Publisher,
+    copy_out,
+    read_alive,
+)
+
+logger = logging.getLogger(__name__)
+
+# How long a process that ends early waits for a store that hangs.
+LEAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a group is to others, beside its settings.
+
+    Attributes:
+        seed: of this group's randomness; differs from group to group.
+        vocabulary: digest of the target vocabulary (or of the classes).
+        model: configuration from which ``build`` makes this group's model; plain JSON.
+        build: makes a model from such a configuration, this group's or a peer's.
+    """
+
+    seed: int
+    vocabulary: str
+    model: dict[str, Any]
+    build: BuildModel
+
+
+class Membership:
+    """One group's side of the exchange.
+
+    Args:
+        config: checked settings.
+        group: what this group is to others.
+        state: gives the student's current state, names -> tensors.
+        exchange: of the run.
+        others: indices of the other groups.
+
+    Raises:
+        ConfigError: if two groups have one seed, or (lockstep) different vocabularies.
+        ExchangeError: if another process has this group's index.
+        OSError: if the exchange cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: CodistillationConfig,
+        group: Group,
+        state: Callable[[], Mapping[str, Tensor]],
+        exchange: Exchange,
+        others: Sequence[int],
+    ) -> None:
+        self._config = config
+        self._group = group
+        self._state = state
+        self._exchange = exchange
+        self._lockstep = config.codistill_mode == "lockstep"
+        self._update = 0
+        self._published: int | None = None
+        self._started = False
+        self._skipped = 0
+        self._presence = self._claim()
+        try:
+            for other in others:
+                self._check_fits(other)
+        except ConfigError:
+            self._presence.release(finished=False)
+            raise
+        self._publisher = Publisher(exchange, config.keep)
+
+    def at_boundary(self, update: int, epoch: int) -> None:
+        """Publish the snapshot of an update, if it is due.
+
+        Raises:
+            ExchangeError: lockstep only: a snapshot could not be published.
+            ConfigError: lockstep only: this process has other weights than its run had here.
+        """
+        self._update = update
+        if self._lockstep and self._publisher.failure is not None:
+            raise ExchangeError(
+                f"a snapshot could not be published ({self._publisher.failure}), and peers in "
+                "lockstep wait for it; see to the exchange and start again"
+            )
+        due = update % self._config.codistill_interval == 0
+        if not self._started:
+            self._started = True
+            self._warn_of_a_former_life()
+            if self._lockstep:
+                self._publish_start(epoch)
+                return
+            # Nobody wants to learn from random weights, but a resumed model is worth having.
+            due = update > 0
+        if not due or self._published == update:
+            return
+        if self._publisher.busy and not self._lockstep:
+            self._skipped += 1
+            logger.warning(
+                "snapshot of update %d skipped, %d so far: the one before is still being published",
+                update,
+                self._skipped,
+            )
+            return
+        self._publisher.submit(self._draft(epoch))
+        self._published = update
+
+    def finish(self, update: int, epoch: int) -> None:
+        """End: publish the snapshot of the last update, and say that training is over."""
+        self._update = update
+        if self._published != update:
+            self._publisher.submit(self._draft(epoch))
+        self._publisher.wait()
+        # Peers may count on the last snapshot only if it is there.
+        self._presence.release(finished=self._publisher.failure is None)
+
+    def abandon(self) -> None:
+        """End without having reached the end: publish nothing, say that the process is gone."""
+        self._publisher.wait(timeout=LEAVE_SECONDS)
+        self._presence.release(finished=False)
+
+    def _claim(self) -> Presence:
+        alive = Alive(
+            run_id=self._config.codistill_run_id,
+            nonce=os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex,
+            seed=self._group.seed,
+            vocabulary=self._group.vocabulary,
+            update=0,
+            time=0.0,
+            finished=False,
+            running=True,
+        )
+        index = self._config.codistill_group
+        presence = Presence(self._exchange.store, index, alive, update=lambda: self._update)
+        presence.claim()
+        return presence
+
+    def _check_fits(self, other: int) -> None:
+        """Refuse to train beside a live group that this one cannot codistil with."""
+        alive = read_alive(self._exchange.store, other)
+        if alive is None or not alive.fresh or alive.run_id != self._config.codistill_run_id:
+            return
+        if alive.seed == self._group.seed:
+            raise ConfigError(
+                f"--seed {alive.seed} is that of group {other} too; give every group a seed of "
+                "its own, 1000003 apart"
+            )
+        if alive.vocabulary != self._group.vocabulary and self._lockstep:
+            raise ConfigError(
+                f"--codistill-mode lockstep: group {other} trains with another target vocabulary "
+                "and cannot be left out; prepare the data of all groups with one dictionary"
+            )
+
+    def _warn_of_a_former_life(self) -> None:
+        """Say so if this run has snapshots already and this process begins from the beginning."""
+        newest = self._exchange.newest_update(self._config.codistill_group)
+        if self._update == 0 and newest:
+            logger.warning(
+                "the run %s already has snapshots of this group, up to update %d, and peers go "
+                "on using those; unless this is a restart of that run, stop all groups and give "
+                "them a --codistill-run-id of their own",
+                self._config.codistill_run_id,
+                newest,
+            )
+
+    def _publish_start(self, epoch: int) -> None:
+        """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
+        draft = self._draft(epoch)
+        try:
+            agrees = self._exchange.publish(draft)
+        except OSError as error:
+            raise ExchangeError(
+                f"--codistill-dir {self._exchange.store.uri} cannot be written ({error})"
+            ) from error
+        if not agrees:
+            raise ConfigError(
+                f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
+                f"other weights of group {draft.group} for update {draft.update} than this "
+                "process starts with; resume from that run's checkpoint, or give another id"
+            )
+        self._published = self._update
+
+    def _draft(self, epoch: int) -> Draft:
+        dtype = self._config.codistill_snapshot_dtype
+        tensors, aliases = copy_out(self._state(), WIRE_DTYPES[dtype])
+        return Draft(
+            group=self._config.codistill_group,
+            seed=self._group.seed,
+            update=self._update,
+            epoch=epoch,
+            dtype=dtype,
+            vocabulary=self._group.vocabulary,
+            model=self._group.model,
+            tensors=tensors,
+            aliases=aliases,
+        )
