@@ -101,5 +101,6 @@ def test_ctranslate2_translates_as_fairseq_does(runs, corpus, tmp_path):
     theirs = [" ".join(result.hypotheses[0]) for result in results]
     ours = translate(corpus, path)
     different = [n for n in range(200) if ours[n] != theirs[n]]
+    print(f"fairseq and CTranslate2 differ in {len(different)} of 200 sentences")
     # Both are greedy searches in float32; a difference is a tie broken by rounding.
     assert len(different) <= 2, [(ours[n], theirs[n]) for n in different]
