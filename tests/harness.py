@@ -25,7 +25,8 @@ MODEL = """
 SETTINGS = """
     --optimizer sgd --lr 0.5 --max-tokens 300 --max-update 20
     --log-interval 1 --log-format json --no-epoch-checkpoints --num-workers 0 --seed 1 --cpu
-""".split()
+    --data-buffer-size 0
+""".split()  # No buffer: fairseq's thread that fills it can abort a process without the plugin.
 TINY = [*MODEL, "--share-all-embeddings", *SETTINGS]
 PLAIN = ["--task", "translation", "--criterion", "cross_entropy"]
 CODISTILL = [

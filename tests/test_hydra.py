@@ -15,7 +15,7 @@ CONFIG = {
     "checkpoint": {"no_epoch_checkpoints": True},
     "task": {"_name": "codistill_translation", "codistill_interval": 5},
     "criterion": {"_name": "codistill_cross_entropy"},
-    "dataset": {"max_tokens": 300, "num_workers": 0},
+    "dataset": {"max_tokens": 300, "num_workers": 0, "data_buffer_size": 0},
     "optimization": {"max_update": 20, "lr": [0.01]},
     "optimizer": {"_name": "adam"},
     "lr_scheduler": {"_name": "fixed"},

@@ -4,16 +4,17 @@ import argparse
 import atexit
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq.data import iterators
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II, DictConfig
-from torch import distributed as dist
 from torch import nn
 
 from fairseq_codistill.codistillation import (
@@ -29,6 +30,9 @@ from fairseq_codistill.tasks import _models, _safe_globals
 logger = logging.getLogger(__name__)
 
 _safe_globals.register()
+
+# Long enough to put some tens of batches together.
+SETTLE_SECONDS = 1.0
 
 DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
 
@@ -54,6 +58,7 @@ class CodistillTranslationTask(TranslationTask):
         super().__init__(cfg, src_dict, tgt_dict)
         self.codistillation: Codistillation | None = None
         self._model_cfg: argparse.Namespace | DictConfig | None = None
+        self._begun = False
         self._epoch = 1
         self._boundary: tuple[int, int] | None = None
 
@@ -130,9 +135,12 @@ class CodistillTranslationTask(TranslationTask):
         """Note the epoch, on which alpha depends; the first time, join the other groups."""
         super().begin_epoch(epoch, model)
         self._epoch = epoch
-        if self.cfg.codistill_num_groups > 1 and self.codistillation is None:
-            with errors_as_sentences():
-                self._join(model)
+        if not self._begun:
+            self._begun = True
+            atexit.register(_let_readers_settle)
+            if self.cfg.codistill_num_groups > 1:
+                with errors_as_sentences():
+                    self._join(model)
 
     def train_step(
         self,
@@ -170,7 +178,7 @@ class CodistillTranslationTask(TranslationTask):
         codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
         end = _TrainingEnd(lambda: codistillation.finish(_updates_made()))
         end.watch()
-        atexit.register(_leave, codistillation, end)
+        atexit.register(lambda: None if end.reached else codistillation.abandon())
         self.codistillation = codistillation
 
 
@@ -205,13 +213,15 @@ class _TrainingEnd(logging.Filter):
         return record.levelno >= logging.getLogger().getEffectiveLevel()
 
 
-def _leave(codistillation: Codistillation, end: _TrainingEnd) -> None:
-    """Leave nothing behind that disturbs the interpreter's end, and say so if it was no end."""
-    if not end.reached:
-        codistillation.abandon()
-    if dist.is_initialized() and dist.get_backend() == "gloo":
-        # fairseq leaves its process group open; the threads of an open one can abort the process.
-        dist.destroy_process_group()
+def _let_readers_settle() -> None:
+    """Let fairseq's threads that read ahead fill their buffers and fall asleep.
+
+    A thread that is at work in torch when the interpreter ends aborts the whole process: a run
+    that had finished would seem to have died.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, iterators.BackgroundConsumer):
+            thread.join(timeout=SETTLE_SECONDS)
 
 
 def _updates_made() -> int:
