@@ -1,0 +1,48 @@
+"""Imports go down only, and the package itself imports neither torch nor fairseq."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fairseq_codistill"
+
+# What each room may import of the package, itself apart; the lower floors first.
+ROOMS = {
+    "objective": set(),
+    "exchange": set(),
+    "codistillation": {"objective", "exchange"},
+    "criterions": {"codistillation", "sentences"},
+    "tasks": {"codistillation", "criterions", "sentences"},
+    "launch": {"errors", "installed", "__version__"},
+}
+FRAMEWORKS = {"fairseq", "fairseq_cli", "torchvision"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of what a module imports; of `from a import b`, a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_down_only(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        names = [name.split(".") for name in imports(path)]
+        rooms = {parts[1] for parts in names if parts[0] == "fairseq_codistill"} - {room}
+        assert rooms <= ROOMS[room], path
+        if room not in ("tasks", "criterions"):
+            assert not {parts[0] for parts in names} & FRAMEWORKS, path
+
+
+def test_the_package_imports_neither_torch_nor_fairseq():
+    code = "import sys, fairseq_codistill; print({'torch', 'fairseq'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
