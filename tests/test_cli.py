@@ -69,7 +69,17 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, capsys):
     [
         ["launch", "--groups", "0", "--out", "x", "--", "fairseq-train"],
         ["launch", "--groups", "1", "--out", "x", "--max-restarts", "-1", "--", "fairseq-train"],
-        ["launch", "--groups", "1", "--out", "x", "--workers-per-group", "0", "--", "fairseq-train"],
+        [
+            "launch",
+            "--groups",
+            "1",
+            "--out",
+            "x",
+            "--workers-per-group",
+            "0",
+            "--",
+            "fairseq-train",
+        ],
         ["user-dir", "--", "fairseq-train"],
         [],
     ],
