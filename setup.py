@@ -26,7 +26,11 @@ EXTRAS = {
     "vision": ["torchvision"],
     "report": ["matplotlib>=3.8"],
     "s3": ["s3fs>=2024.6"],
-    "test": ["pytest>=8", "pytest-timeout", "ctranslate2>=4.5", "build"],
+    "test": [
+        *["pytest>=8", "pytest-timeout", "hypothesis>=6", "ctranslate2>=4.5", "build"],
+        # With s3fs beside it: both pin botocore, and pip must choose for both at once.
+        *["moto[server]>=5", "s3fs>=2024.6"],
+    ],
     "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
 }
 
