@@ -18,24 +18,16 @@ def quick_heartbeat(monkeypatch):
 
 
 def make(store, nonce, update=lambda: 0):
-    alive = Alive(
-        run_id="run",
-        nonce=nonce,
-        seed=1,
-        vocabulary="v",
-        update=0,
-        time=0.0,
-        finished=False,
-        running=True,
-    )
-    return Presence(store, 0, alive, update)
+    alive = Alive(run_id="run", nonce=nonce, seed=1, vocabulary="v")
+    return Presence(store, 0, alive, lambda: {"update": update(), "epoch": 2, "peers": {"1": 2}})
 
 
 def test_the_heartbeat_tells_how_far_the_group_is(store):
     at = 3
     first = make(store, "one", lambda: at)
     first.claim()
-    assert read_alive(store, 0).update == 3
+    alive = read_alive(store, 0)
+    assert (alive.update, alive.epoch, alive.peers, alive.restarts) == (3, 2, {"1": 2}, 0)
     at = 8
     time.sleep(0.5)
     alive = read_alive(store, 0)

@@ -105,8 +105,8 @@ def test_lockstep_stops_at_once_for_another_vocabulary(exchange):
 
 
 def test_lockstep_does_not_wait_for_a_peer_that_has_finished(exchange):
-    alive = Alive("run", "one", 2, VOCABULARY, 0, 0.0, finished=False, running=True)
-    presence = Presence(exchange.store, 1, alive, update=lambda: 15)
+    alive = Alive("run", "one", 2, VOCABULARY)
+    presence = Presence(exchange.store, 1, alive, lambda: {"update": 15})
     source = lockstep(exchange, timeout=60)
     presence.claim()
     presence.release(finished=True)

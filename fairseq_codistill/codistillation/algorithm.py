@@ -98,6 +98,8 @@ class Codistillation:
             self._membership.at_boundary(update, epoch)
         if self.alpha > 0:
             self._refresh()
+        if self._membership is not None:
+            self._membership.tell({p.group: p.update for p in self.peers if p.update is not None})
         self._stall += time.perf_counter() - start
 
     def finish(self, update: int) -> None:

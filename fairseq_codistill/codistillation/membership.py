@@ -81,6 +81,8 @@ class Membership:
         self._exchange = exchange
         self._lockstep = config.codistill_mode == "lockstep"
         self._update = 0
+        self._epoch = 1
+        self._peers: Mapping[int, int] = {}
         self._published: int | None = None
         self._started = False
         self._skipped = 0
@@ -100,7 +102,7 @@ class Membership:
             ExchangeError: lockstep only: a snapshot could not be published.
             ConfigError: lockstep only: this process has other weights than its run had here.
         """
-        self._update = update
+        self._update, self._epoch = update, epoch
         if self._lockstep and self._publisher.failure is not None:
             raise ExchangeError(
                 f"a snapshot could not be published ({self._publisher.failure}), and peers in "
@@ -111,7 +113,7 @@ class Membership:
             self._started = True
             self._warn_of_a_former_life()
             if self._lockstep:
-                self._publish_start(epoch)
+                self._publish_start()
                 return
             # Nobody wants to learn from random weights, but a resumed model is worth having.
             due = update > 0
@@ -125,14 +127,18 @@ class Membership:
                 self._skipped,
             )
             return
-        self._publisher.submit(self._draft(epoch))
+        self._publisher.submit(self._draft())
         self._published = update
+
+    def tell(self, peers: Mapping[int, int]) -> None:
+        """Note the live peers and the updates of their snapshots, for others to see."""
+        self._peers = peers
 
     def finish(self, update: int, epoch: int) -> None:
         """End: publish the snapshot of the last update, and say that training is over."""
-        self._update = update
+        self._update, self._epoch = update, epoch
         if self._published != update:
-            self._publisher.submit(self._draft(epoch))
+            self._publisher.submit(self._draft())
         self._publisher.wait()
         # Peers may count on the last snapshot only if it is there.
         self._presence.release(finished=self._publisher.failure is None)
@@ -148,15 +154,16 @@ class Membership:
             nonce=os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex,
             seed=self._group.seed,
             vocabulary=self._group.vocabulary,
-            update=0,
-            time=0.0,
-            finished=False,
-            running=True,
+            restarts=int(os.environ.get("CODISTILL_RESTARTS", "0")),
         )
         index = self._config.codistill_group
-        presence = Presence(self._exchange.store, index, alive, update=lambda: self._update)
+        presence = Presence(self._exchange.store, index, alive, self._progress)
         presence.claim()
         return presence
+
+    def _progress(self) -> dict[str, Any]:
+        peers = {str(peer): update for peer, update in self._peers.items()}
+        return {"update": self._update, "epoch": self._epoch, "peers": peers}
 
     def _check_fits(self, other: int) -> None:
         """Refuse to train beside a live group that this one cannot codistil with."""
@@ -186,9 +193,9 @@ class Membership:
                 newest,
             )
 
-    def _publish_start(self, epoch: int) -> None:
+    def _publish_start(self) -> None:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
-        draft = self._draft(epoch)
+        draft = self._draft()
         try:
             agrees = self._exchange.publish(draft)
         except OSError as error:
@@ -203,14 +210,14 @@ class Membership:
             )
         self._published = self._update
 
-    def _draft(self, epoch: int) -> Draft:
+    def _draft(self) -> Draft:
         dtype = self._config.codistill_snapshot_dtype
         tensors, aliases = copy_out(self._state(), WIRE_DTYPES[dtype])
         return Draft(
             group=self._config.codistill_group,
             seed=self._group.seed,
             update=self._update,
-            epoch=epoch,
+            epoch=self._epoch,
             dtype=dtype,
             vocabulary=self._group.vocabulary,
             model=self._group.model,

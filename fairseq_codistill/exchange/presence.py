@@ -7,8 +7,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fairseq_codistill.exchange.errors import ExchangeError
 from fairseq_codistill.exchange.exchange import group_folder
@@ -32,7 +33,10 @@ class Alive:
         nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
         seed: the group's seed.
         vocabulary: digest of its target vocabulary.
+        restarts: how often it has been started again, as far as that was told.
         update: updates made so far.
+        epoch: the epoch, from 1, that training is in.
+        peers: the live peers -> the update of the snapshot in use.
         time: when this was written, seconds since the epoch of Unix.
         finished: training has reached its end, and the last snapshot is published.
         running: False once the process has ended in an orderly way, finished or not.
@@ -42,10 +46,13 @@ class Alive:
     nonce: str
     seed: int
     vocabulary: str
-    update: int
-    time: float
-    finished: bool
-    running: bool
+    restarts: int = 0
+    update: int = 0
+    epoch: int = 1
+    peers: dict[str, int] = dataclasses.field(default_factory=dict)
+    time: float = 0.0
+    finished: bool = False
+    running: bool = True
 
     @property
     def fresh(self) -> bool:
@@ -72,14 +79,16 @@ class Presence:
         store: where ``alive.json`` goes.
         group: the index claimed.
         alive: what to say first; ``time`` is filled in at each writing.
-        update: asked at each heartbeat for the updates made so far.
+        progress: asked at each heartbeat for ``update``, ``epoch`` and ``peers``.
     """
 
-    def __init__(self, store: Store, group: int, alive: Alive, update: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, group: int, alive: Alive, progress: Callable[[], Mapping[str, Any]]
+    ) -> None:
         self._store = store
         self._group = group
         self._alive = alive
-        self._update = update
+        self._progress = progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="codistill-heartbeat", daemon=True)
 
@@ -130,6 +139,6 @@ class Presence:
                 logger.warning("no sign of life could be written: %s", error)
 
     def _write(self) -> None:
-        alive = dataclasses.replace(self._alive, time=time.time(), update=self._update())
+        alive = dataclasses.replace(self._alive, time=time.time(), **self._progress())
         data = json.dumps(dataclasses.asdict(alive), indent=1).encode()
         self._store.write(f"{group_folder(self._group)}/alive.json", data)
