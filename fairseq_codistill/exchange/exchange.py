@@ -123,7 +123,7 @@ class Exchange:
         try:
             if self.store.size(name) > MAX_MANIFEST_BYTES:
                 raise SnapshotRejected(f"its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
-            manifest = Manifest.from_json(self.store.read(name))
+            manifest = Manifest.from_json(self.store.read(name, MAX_MANIFEST_BYTES))
         except FileNotFoundError as error:
             raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
         if manifest.run_id != self.run_id:
@@ -148,7 +148,7 @@ class Exchange:
                 raise SnapshotRejected(
                     f"its tensor file has {size} bytes where its manifest says {manifest.bytes}"
                 )
-            data = self.store.read(name)
+            data = self.store.read(name, manifest.bytes)
         except FileNotFoundError as error:
             raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
         digest = hashlib.sha256(data).hexdigest()

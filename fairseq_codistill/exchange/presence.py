@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_codistill.exchange.errors import ExchangeError
+from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.exchange.store import Store
@@ -64,11 +64,9 @@ def read_alive(store: Store, group: int) -> Alive | None:
     """Give what a group last said; None if it said nothing that can be read."""
     name = f"{group_folder(group)}/alive.json"
     try:
-        if store.size(name) > MAX_MANIFEST_BYTES:
-            return None
-        fields = json.loads(store.read(name))
+        fields = json.loads(store.read(name, MAX_MANIFEST_BYTES))
         return Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError):
         return None
 
 

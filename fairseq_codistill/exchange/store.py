@@ -11,7 +11,7 @@ import uuid
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from fairseq_codistill.exchange.errors import ExchangeError
+from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 
 
 class Store:
@@ -64,14 +64,17 @@ class Store:
         self._fs.invalidate_cache()
         return int(self._fs.size(self._path(name)))
 
-    def read(self, name: str) -> bytes:
-        """Give what is stored under ``name``.
+    def read(self, name: str, limit: int) -> bytes:
+        """Give what is stored under ``name``, of which no more than ``limit`` bytes are taken.
 
         Raises:
             FileNotFoundError: if there is no such name.
+            SnapshotRejected: if there is more than that.
         """
-        data = self._fs.cat_file(self._path(name))
-        return bytes(data)
+        data = bytes(self._fs.cat_file(self._path(name), start=0, end=limit + 1))
+        if len(data) > limit:
+            raise SnapshotRejected(f"its file holds more than {limit} bytes")
+        return data
 
     def names(self, folder: str) -> list[str]:
         """Give the names directly under ``folder``, without the folder; none if it is not there."""
