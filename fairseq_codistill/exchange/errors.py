@@ -1,5 +1,8 @@
 """What can go wrong with an exchange, as errors that are sentences."""
 
+# Reasons quote what others wrote; longer ones are cut.
+LONGEST_REASON = 500
+
 
 class ExchangeError(Exception):
     """The exchange cannot be used as asked; the message says what to do."""
@@ -10,8 +13,18 @@ class SnapshotMissing(ExchangeError):
 
 
 class SnapshotRejected(ExchangeError):
-    """A snapshot is there and fails a check; the message is the reason."""
+    """A snapshot is there and fails a check; the message is the reason, one printable line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_one_line(reason))
 
 
 class PeerUnusable(SnapshotRejected):
     """No snapshot of this peer can ever be used by this group, sound or not."""
+
+
+def _one_line(text: str) -> str:
+    # Otherwise whoever writes to the exchange could write lines of this group's log.
+    if len(text) > LONGEST_REASON:
+        text = text[:LONGEST_REASON] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

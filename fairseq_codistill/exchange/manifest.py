@@ -5,15 +5,22 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
+from fairseq_codistill.exchange.plain_json import is_plain, is_text, is_whole, parse_object
+from fairseq_codistill.exchange.tensors import WIRE_DTYPES
 
 FORMAT = 1
 
-# A manifest is a few kilobytes, most of them the model configuration.
-MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# A manifest is a few kilobytes, most of them the model configuration and the aliases.
+MAX_MANIFEST_BYTES = 1024 * 1024
+
+# Ten digits: a snapshot is named by its update.
+LAST_UPDATE = 9_999_999_999
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Manifest:
         model: configuration from which the adapter builds the model; plain JSON.
         time: seconds since the epoch of Unix.
         format: version of this layout.
+        hmac: of ``signed_content``, under the groups' common key; None if they have none.
     """
 
     run_id: str
@@ -51,55 +59,105 @@ class Manifest:
     model: dict[str, Any]
     time: float
     format: int = FORMAT
+    hmac: str | None = None
 
     def to_json(self) -> builtins.bytes:
         """Give the file's content."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True).encode()
+        return json.dumps(self._fields(), indent=1, sort_keys=True).encode()
+
+    def signed_content(self) -> builtins.bytes:
+        """Give every field but ``hmac`` in the one form that is signed."""
+        fields = self._fields()
+        fields.pop("hmac", None)
+        return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, data: builtins.bytes) -> Manifest:
         """Read a file's content.
 
         Raises:
-            SnapshotRejected: if it is not JSON, or a field is missing, unknown or of another kind.
+            SnapshotRejected: if it is not strict JSON, or a field is missing, unknown, of another
+                kind or out of its range.
         """
         try:
-            fields = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise SnapshotRejected(f"its manifest is not JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise SnapshotRejected("its manifest is not a JSON object")
+            fields = parse_object(data)
+        except ValueError as error:
+            raise SnapshotRejected(f"its manifest is not JSON as it must be ({error})") from error
         if fields.get("format") != FORMAT:
             raise SnapshotRejected(
-                f"its manifest has format {fields.get('format')!r}, and this version of "
+                f"its manifest has format {fields.get('format')!r:.80}, and this version of "
                 f"fairseq_codistill reads {FORMAT}"
             )
-        if fields.keys() != _KINDS.keys():
-            odd = ", ".join(sorted(fields.keys() ^ _KINDS.keys()))
-            raise SnapshotRejected(f"its manifest lacks, or should not have, the fields {odd}")
-        for name, kind in _KINDS.items():
-            value = fields[name]
-            # A bool is an int to isinstance, and none of these fields is one.
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise SnapshotRejected(f"its manifest's field {name} is {value!r:.80}")
-        if not all(isinstance(name, str) for name in fields["aliases"].values()):
-            raise SnapshotRejected("its manifest's field aliases does not map names to names")
+        odd = (fields.keys() ^ _FIELDS.keys()) - {"hmac"}
+        if odd:
+            names = ", ".join(f"{name:.80}" for name in sorted(odd))
+            raise SnapshotRejected(f"its manifest lacks, or should not have, the fields {names}")
+        for name, value in fields.items():
+            fits, kind = _FIELDS[name]
+            if not fits(value):
+                raise SnapshotRejected(
+                    f"its manifest's field {name} is {value!r:.80}, which is not {kind}"
+                )
         return cls(**fields)
 
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if self.hmac is None:
+            del fields["hmac"]
+        return fields
 
-_KINDS: dict[str, Any] = {
-    "run_id": str,
-    "group": int,
-    "seed": int,
-    "update": int,
-    "epoch": int,
-    "dtype": str,
-    "bytes": int,
-    "sha256": str,
-    "shapes": str,
-    "aliases": dict,
-    "vocabulary": str,
-    "model": dict,
-    "time": (int, float),
-    "format": int,
+
+def check_size(size: int) -> None:
+    """Make sure that a manifest is no larger than one may be.
+
+    Raises:
+        SnapshotRejected: if it is.
+    """
+    if size > MAX_MANIFEST_BYTES:
+        raise SnapshotRejected(f"its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+
+
+def _whole(lowest: int, highest: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: is_whole(value, lowest, highest), f"a number from {lowest} to {highest}"
+
+
+def _text(longest: int) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: is_text(value, 1, longest), f"a text of 1 to {longest} characters"
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_names_to_names(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        is_text(name, 1, 1000) for pair in value.items() for name in pair
+    )
+
+
+_DIGEST = (_is_digest, "64 lowercase hexadecimal digits")
+
+# What each field must be, for a program and for a person.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "run_id": _text(200),
+    "group": _whole(0, 999_999),
+    "seed": _whole(-(2**63), 2**64 - 1),
+    "update": _whole(0, LAST_UPDATE),
+    "epoch": _whole(1, 2**31),
+    "dtype": (lambda value: value in list(WIRE_DTYPES), f"one of {', '.join(WIRE_DTYPES)}"),
+    "bytes": _whole(1, 2**60),
+    "sha256": _DIGEST,
+    "shapes": _DIGEST,
+    "aliases": (_is_names_to_names, "names to names"),
+    "vocabulary": _text(64),
+    "model": (
+        lambda value: isinstance(value, dict) and is_plain(value, depth=6, longest=4096),
+        "a configuration of at most 6 levels, with texts of at most 4096 characters",
+    ),
+    "time": (
+        lambda value: type(value) in (int, float) and 0 < value < 2**40,
+        "a time in seconds",
+    ),
+    "format": _whole(FORMAT, FORMAT),
+    "hmac": _DIGEST,
 }

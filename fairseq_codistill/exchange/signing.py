@@ -1,0 +1,63 @@
+"""Signed manifests: groups that share a key use nothing that was published without it.
+
+The signature is an HMAC-SHA256 over every other field of a manifest.  Among them are the run, the
+group and the update, so that a snapshot cannot be passed off as another, and the digest of the
+tensor file, so that its bytes are covered too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
+from fairseq_codistill.exchange.manifest import Manifest
+
+VARIABLE = "CODISTILL_KEY"
+SHORTEST = 16
+
+
+def key_from(environ: Mapping[str, str]) -> bytes | None:
+    """Give the key that the environment holds; None if it holds none.
+
+    Raises:
+        ExchangeError: if it is too short to keep anybody out.
+    """
+    text = environ.get(VARIABLE, "")
+    if not text:
+        return None
+    if len(text) < SHORTEST:
+        # The message must not help to guess the key, so it does not say how long it is either.
+        raise ExchangeError(
+            f"the key in {VARIABLE} is shorter than {SHORTEST} characters; give all groups one "
+            "long random key, or unset it"
+        )
+    return text.encode(errors="surrogateescape")
+
+
+def sign(manifest: Manifest, key: bytes) -> Manifest:
+    """Give the manifest with its signature."""
+    return dataclasses.replace(manifest, hmac=_signature(manifest, key))
+
+
+def check(manifest: Manifest, key: bytes) -> None:
+    """Make sure that a manifest was written by somebody who has the key.
+
+    Raises:
+        SnapshotRejected: if it was not.
+    """
+    if manifest.hmac is None:
+        raise SnapshotRejected(
+            f"its manifest is unsigned, and this group has a {VARIABLE}; give every group the same"
+        )
+    if not hmac.compare_digest(manifest.hmac, _signature(manifest, key)):
+        raise SnapshotRejected(
+            f"its manifest is signed with another {VARIABLE} than this group's, or was altered "
+            "since; give every group the same key"
+        )
+
+
+def _signature(manifest: Manifest, key: bytes) -> str:
+    return hmac.new(key, manifest.signed_content(), hashlib.sha256).hexdigest()
