@@ -2,12 +2,25 @@
 
 import argparse
 import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from fairseq.models import ARCH_MODEL_REGISTRY
+import torch
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from fairseq_codistill.tasks import _peer_config
+
+# Parts of a model that a snapshot may ask for if its tensors are not known.
+MOST_PARTS = 100_000
 
 
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
@@ -18,9 +31,7 @@ def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
             registered with ``add_args``, a config of the model alone for the others.
     """
     if isinstance(cfg, argparse.Namespace):
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        ARCH_MODEL_REGISTRY[cfg.arch].add_args(parser)
-        flags = vars(parser.parse_args([]))
+        flags = _peer_config.flags_of(cfg.arch)
         config = {name: getattr(cfg, name) for name in sorted(flags) if hasattr(cfg, name)}
         config["arch"] = cfg.arch
     else:
@@ -29,32 +40,79 @@ def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
 
 
 def build(
-    task: FairseqTask, own: argparse.Namespace | DictConfig, config: dict[str, Any], like: Tensor
+    task: FairseqTask,
+    own: argparse.Namespace | DictConfig,
+    config: dict[str, Any],
+    like: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Build the model of a manifest on the device and in the dtype of ``like``.
 
     Args:
         task: gives the dictionaries.
         own: this group's configuration, for flags that are not the model's own.
-        config: as from ``describe``.
+        config: as from ``describe``, but by whom is not known.
         like: a parameter of the student.
+        tensors: what the snapshot holds.  The model must have these names and shapes, which is
+            found out before it gets any memory.
 
     Raises:
-        ValueError: if ``config`` names no architecture.
+        ValueError: if ``config`` names no architecture, or one that must not or cannot be built.
     """
-    config = _without_files(config)
-    cfg: argparse.Namespace | DictConfig
-    if "arch" in config:
-        base = vars(own) if isinstance(own, argparse.Namespace) else {}
-        # fairseq looks at _name first, and that one is this group's.
-        cfg = argparse.Namespace(**{**base, **config, "_name": config["arch"]})
-    elif "_name" in config:
-        cfg = OmegaConf.create(config)
-    else:
-        raise ValueError("its configuration names no architecture")
+    trusted = describe(own)
+    _peer_config.check(config, trusted)
+    if config != trusted:
+        # A model on this device has shapes and no numbers, whatever its size.
+        with torch.device("meta"), _at_most(MOST_PARTS if tensors is None else 8 * len(tensors)):
+            trial = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
+        if tensors is not None and _shapes(trial.state_dict()) != _shapes(tensors):
+            raise ValueError("its tensors' names and shapes are not those of its model")
+        if getattr(getattr(trial, "decoder", None), "adaptive_softmax", None) is not None:
+            raise ValueError("it has adaptive softmax, and so no plain logits to compare")
     # Not task.build_model: a task may keep what that built, for generation in validation.
-    model = FairseqTask.build_model(task, cfg)
+    model = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
     return model.to(device=like.device, dtype=like.dtype)
+
+
+def _as_fairseq_has_it(
+    own: argparse.Namespace | DictConfig, config: dict[str, Any]
+) -> argparse.Namespace | DictConfig:
+    if "arch" not in config:
+        return OmegaConf.create(config)
+    base = vars(own) if isinstance(own, argparse.Namespace) else {}
+    # fairseq looks at _name first, and that one is this group's.
+    return argparse.Namespace(**{**base, **config, "_name": config["arch"]})
+
+
+@contextmanager
+def _at_most(parts: int) -> Iterator[None]:
+    """Stop the making of modules on this thread once they have more parts than that.
+
+    A part is a tensor or a module in a module.  The margin of 1000 is for those without tensors.
+    """
+    left = parts + 1000
+    thread = threading.get_ident()
+
+    def count(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal left
+        left -= threading.get_ident() == thread
+        if left < 0:
+            raise ValueError("its configuration asks for more layers than its snapshot has")
+
+    hooks = [
+        register_module_buffer_registration_hook(count),
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _without_files(config: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +122,7 @@ def _without_files(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
         return False
     return True
