@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"codistill {__version__}")
     subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     _add_launch(subcommands)
+    _add_status(subcommands)
 
     export = subcommands.add_parser(
         "export", help="turn a codistilled checkpoint into one that stock fairseq reads"
@@ -115,6 +116,50 @@ def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(run=_launch)
 
 
+def _add_status(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fairseq_codistill.status import KEYS
+
+    parser = subcommands.add_parser(
+        "status",
+        help="show how far the groups of a run are, and whether they are alive",
+        description=(
+            "Show the groups of each run in an exchange: update, epoch, restarts, the staleness\n"
+            "of the peers in use (own update minus the peer snapshot's), the newest snapshot.\n"
+            "It reads and never writes; an object store is reached with fsspec's own settings."
+        ),
+        epilog=KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "place", metavar="OUT_OR_EXCHANGE", help="a launch's --out, or an exchange: a path or URI"
+    )
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="look again every so many seconds, until Ctrl-C (default: 5)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="a JSON document; --watch: one a line"
+    )
+    parser.set_defaults(run=_status)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds; what to look at comes before --watch"
+        ) from None
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} seconds cannot be; give more than 0")
+    return number
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -141,6 +186,12 @@ def _launch(options: argparse.Namespace) -> int:
         command=options.command,
     )
     return run.show(launch_options) if options.show else run.launch(launch_options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from fairseq_codistill.status.show import status
+
+    return status(options.place, options.watch, options.as_json)
 
 
 def _export(options: argparse.Namespace) -> int:

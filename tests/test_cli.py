@@ -25,6 +25,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ["--help"],
         ["launch", "--help"],
+        ["status", "--help"],
         ["user-dir"],
         ["launch", "--groups", "2", "--out", "x", "--print", "--", "fairseq-train", "d", "--cpu"],
     ],

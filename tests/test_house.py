@@ -17,6 +17,7 @@ ROOMS = {
     "criterions": {"codistillation", "sentences"},
     "tasks": {"codistillation", "criterions", "sentences"},
     "launch": {"errors", "installed", "__version__"},
+    "status": {"errors", "exchange", "launch"},
 }
 FRAMEWORKS = {"fairseq", "fairseq_cli", "torchvision"}
 

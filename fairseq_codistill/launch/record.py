@@ -61,7 +61,7 @@ def identity(out: Path, groups: int) -> Identity:
     Raises:
         UserError: if ``out`` holds a run with another number of groups, or a file that is not ours.
     """
-    previous = _read(out)
+    previous = read(out)
     if previous is None:
         nonces = tuple(secrets.token_hex(16) for _ in range(groups))
         return Identity(run_id=secrets.token_hex(8), nonces=nonces)
@@ -75,7 +75,7 @@ def identity(out: Path, groups: int) -> Identity:
 
 def write(out: Path, who: Identity, command: Sequence[str], groups: list[list[Worker]]) -> None:
     """Write ``launch.json``; what it said of earlier launches goes to its history."""
-    previous = _read(out)
+    previous = read(out)
     history: list[Mapping[str, Any]] = []
     if previous is not None:
         history = previous.pop("history")
@@ -85,6 +85,8 @@ def write(out: Path, who: Identity, command: Sequence[str], groups: list[list[Wo
         "run_id": who.run_id,
         "nonces": list(who.nonces),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        # What relative paths in the commands are relative to.
+        "directory": os.getcwd(),
         "command": list(command),
         "groups": [
             [{"argv": list(worker.argv), "env": dict(worker.env)} for worker in workers]
@@ -109,7 +111,12 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def _read(out: Path) -> dict[str, Any] | None:
+def read(out: Path) -> dict[str, Any] | None:
+    """Give what ``launch.json`` says; None if ``out`` has none.
+
+    Raises:
+        UserError: if it is not of this version's making.
+    """
     path = out / "launch.json"
     if not path.exists():
         return None

@@ -1,0 +1,25 @@
+"""``codistill status``: what can be read off an exchange, and off the folder of a launch.
+
+``places`` finds out what the user named, ``survey`` reads it, ``table`` and ``document`` say it,
+``show`` ties them together.  Nothing here writes anything anywhere.
+"""
+
+# For --help, which loads none of the modules here.
+KEYS = """\
+keys of the JSON document (a time is in seconds since 1970; what is not known is null):
+  format, time     1; when this was read
+  exchange         path or URI
+  launch           null, or of an OUT: out, run_id, groups, time (ISO), launches
+  problems         sentences about files that could not be read
+  runs             the one heard of last first, each:
+    run_id, time   its name; when it was last heard of
+    groups         each:
+      group, seed, epoch, update, restarts
+      state        running, finished, stopped (ended before its end), silent (was
+                   running, no sign of life for a minute), past (only snapshots are
+                   left), absent (launched, nothing has come from it yet)
+      silence      seconds since its last sign of life
+      peers        those in use, each: group, update (of the snapshot in use),
+                   staleness (own update minus that)
+      snapshot     its newest: update, epoch, bytes, dtype, age (seconds)
+"""
