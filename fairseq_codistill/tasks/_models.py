@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 from fairseq_codistill.tasks import _peer_config
 
 # Parts of a model that a snapshot may ask for if its tensors are not known.
-MOST_PARTS = 100_000
+MOST_PARTS = 20_000
 
 
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
