@@ -16,12 +16,13 @@ from typing import Any
 
 from torch import Tensor
 
+from fairseq_codistill.exchange import signing
 from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
-from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest
+from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest, check_size
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
 
-_MANIFEST_NAME = re.compile(r"(\d{10})\.json")
+_MANIFEST_NAME = re.compile(r"([0-9]{10})\.json")
 
 
 def group_folder(group: int) -> str:
@@ -67,18 +68,21 @@ class Exchange:
     Args:
         store: where they live.
         run_id: the run.
+        key: signs this run's manifests, and those of others must be signed with it; None signs
+            and asks for nothing.
     """
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str, key: bytes | None = None) -> None:
         self.store = store
         self.run_id = run_id
+        self._key = key
 
-    def publish(self, draft: Draft) -> bool:
+    def publish(self, draft: Draft) -> Manifest | None:
         """Make a snapshot exist, unless it does already: snapshots are immutable.
 
         Returns:
-            Whether the exchange now holds these very weights.  It does not if the run published
-            others for the same update before; those stay.
+            The snapshot's manifest, or None if the run published other weights for the same
+            update before; those stay.
         """
         data = encode(draft.tensors)
         manifest = Manifest(
@@ -96,16 +100,24 @@ class Exchange:
             model=draft.model,
             time=time.time(),
         )
+        # As peers will read it: what they would refuse is refused here.
+        manifest = Manifest.from_json(manifest.to_json())
+        if self._key is not None:
+            manifest = signing.sign(manifest, self._key)
+        content = manifest.to_json()
+        check_size(len(content))
         there = self._own_manifest(draft.group, draft.update)
-        if there is not None:
-            return there.sha256 == manifest.sha256
+        if there is not None and there.sha256 != manifest.sha256:
+            return None
+        if there is not None and self._is_whole(there):
+            return there
         stem = f"{group_folder(draft.group)}/{draft.update:010d}"
-        # Another run's snapshot of the same update gives way; its manifest goes first, so that
-        # its tensors are at no time described by a manifest they do not match.
+        # Another run's snapshot of the same update gives way, as does a damaged one; its manifest
+        # goes first, so that its tensors are at no time described by one they do not match.
         self.store.delete(f"{stem}.json")
         self.store.write(f"{stem}.safetensors", data)
-        self.store.write(f"{stem}.json", manifest.to_json())
-        return True
+        self.store.write(f"{stem}.json", content)
+        return manifest
 
     def updates(self, group: int) -> list[int]:
         """Updates of a group that have a manifest, of whatever run, the newest first."""
@@ -117,12 +129,12 @@ class Exchange:
 
         Raises:
             SnapshotMissing: if there is none, or it is another run's.
-            SnapshotRejected: if it is malformed or does not belong where it lies.
+            SnapshotRejected: if it is malformed, does not belong where it lies, or is not signed
+                with this group's key.
         """
         name = f"{group_folder(group)}/{update:010d}.json"
         try:
-            if self.store.size(name) > MAX_MANIFEST_BYTES:
-                raise SnapshotRejected(f"its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+            check_size(self.store.size(name))
             manifest = Manifest.from_json(self.store.read(name, MAX_MANIFEST_BYTES))
         except FileNotFoundError as error:
             raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
@@ -132,6 +144,8 @@ class Exchange:
             raise SnapshotRejected(
                 f"its manifest is that of group {manifest.group}, update {manifest.update}"
             )
+        if self._key is not None:
+            signing.check(manifest, self._key)
         return manifest
 
     def fetch(self, manifest: Manifest) -> Snapshot:
@@ -157,7 +171,7 @@ class Exchange:
                 f"its tensor file has SHA-256 {digest[:12]}... where its manifest says "
                 f"{manifest.sha256[:12]}..."
             )
-        tensors = decode(data, manifest.aliases)
+        tensors = decode(data, manifest.aliases, manifest.dtype)
         if shapes_digest(tensors) != manifest.shapes:
             raise SnapshotRejected("its tensors' names and shapes are not those of its manifest")
         return Snapshot(manifest, tensors)
@@ -190,6 +204,13 @@ class Exchange:
             partial = name.endswith(".tmp") and not name.startswith("alive.json.")
             if orphan or partial:
                 self.store.delete(f"{folder}/{name}")
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        try:
+            self.fetch(manifest)
+        except (SnapshotMissing, SnapshotRejected):
+            return False
+        return True
 
     def _own_manifest(self, group: int, update: int) -> Manifest | None:
         try:

@@ -10,6 +10,9 @@ from fairseq_codistill.exchange.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
+# Of the tensors of a snapshot, if the group does not say what it can hold: 64 GiB.
+LARGEST_BYTES = 64 * 2**30
+
 
 class Reader:
     """Reads peers' snapshots on behalf of one group.
@@ -18,13 +21,21 @@ class Reader:
         exchange: where from.
         seed: this group's seed; a peer with the same one replays this group's randomness.
         vocabulary: digest of this group's target vocabulary.
+        largest: bytes; a snapshot with more of them is not read.
+
+    Attributes:
+        rejections: how many snapshots were found unusable.
     """
 
-    def __init__(self, exchange: Exchange, seed: int, vocabulary: str) -> None:
+    def __init__(
+        self, exchange: Exchange, seed: int, vocabulary: str, largest: int = LARGEST_BYTES
+    ) -> None:
         self.exchange = exchange
         self._seed = seed
         self._vocabulary = vocabulary
+        self._largest = largest
         self._rejected: dict[tuple[int, int], str] = {}
+        self.rejections = 0
 
     def read(self, peer: int, update: int) -> Snapshot:
         """Read one snapshot.
@@ -37,6 +48,11 @@ class Reader:
         try:
             manifest = self.exchange.manifest(peer, update)
             self._check_peer(manifest)
+            if manifest.bytes > self._largest:
+                raise SnapshotRejected(
+                    f"its tensor file has {manifest.bytes} bytes, and this group reads no more "
+                    f"than {self._largest}"
+                )
             return self.exchange.fetch(manifest)
         except SnapshotRejected as rejection:
             self.reject(peer, update, rejection)
@@ -66,6 +82,8 @@ class Reader:
                 logger.error("peer %d is left out: %s", peer, reason)
         elif self._rejected.get((peer, update)) != reason:
             logger.warning("peer %d: snapshot of update %d rejected: %s", peer, update, reason)
+        if self._rejected.get((peer, update)) != reason:
+            self.rejections += 1
         self._rejected[peer, update] = reason
 
     def _check_peer(self, manifest: Manifest) -> None:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as _load
 from safetensors.torch import save as _save
 from torch import Tensor
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
+from fairseq_codistill.exchange.header import check_header
 
 WIRE_DTYPES = {
     "float32": torch.float32,
@@ -59,24 +59,46 @@ def encode(tensors: Mapping[str, Tensor]) -> bytes:
     return _save(dict(tensors))
 
 
-def decode(data: bytes, aliases: Mapping[str, str]) -> dict[str, Tensor]:
+def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Tensor]:
     """Read safetensors bytes and put the aliases back.
 
+    Args:
+        data: the file; its sender is not trusted.
+        aliases: other name -> name in the file.
+        dtype: what the floating-point tensors must be, a key of ``WIRE_DTYPES``.
+
     Raises:
-        SnapshotRejected: if the bytes are not safetensors, an alias points nowhere or hides a
-            tensor, or a number is not finite.
+        SnapshotRejected: if the bytes are not the safetensors of a snapshot, an alias points
+            nowhere or hides a tensor, or a number is not finite.
     """
-    try:
-        tensors = _load(data)
-    except (SafetensorError, ValueError, KeyError, OverflowError, TypeError) as error:
-        raise SnapshotRejected(f"its tensor file is not safetensors ({error})") from error
+    check_header(data, dtype)
+    tensors = _loaded(data)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SnapshotRejected(f"its tensor {name} holds numbers that are not finite")
+            raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
+        # torch computes nonsense with a bool that is neither 0 nor 1.
+        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+            raise SnapshotRejected(f"its tensor {name!r:.80} holds bools that are none")
     for alias, name in aliases.items():
         if name not in tensors or alias in tensors:
-            raise SnapshotRejected(f"its alias {alias} -> {name} does not fit its tensors")
+            raise SnapshotRejected(
+                f"its alias {alias!r:.80} -> {name!r:.80} does not fit its tensors"
+            )
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def _loaded(data: bytes) -> dict[str, Tensor]:
+    try:
+        return _load(data)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - safetensors, numbers and torch raise what they like
+        raise SnapshotRejected(f"its tensor file is not safetensors ({error})") from error
+    except BaseException as error:
+        # safetensors is written in Rust, whose panics are no Exception to Python.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise SnapshotRejected(f"its tensor file makes safetensors panic ({error})") from error
 
 
 def shapes_digest(tensors: Mapping[str, Tensor]) -> str:
