@@ -1,6 +1,9 @@
 """The core without a framework: two groups of a linear model in one process."""
 
 import json
+import os
+import shutil
+import time
 
 import pytest
 import torch
@@ -25,7 +28,7 @@ def join(tmp_path):
     """Make one group's side, with the model it has at hand as ``.model``."""
     made = []
 
-    def make(group, seed=None, vocabulary="v", model=None, **settings):
+    def make(group, seed=None, vocabulary="v", model=None, build=None, **settings):
         settings = {
             "codistill_dir": str(tmp_path),
             "codistill_num_groups": 2,
@@ -43,7 +46,8 @@ def join(tmp_path):
             seed=group if seed is None else seed,
             vocabulary=vocabulary,
             model={"classes": 5},
-            build=lambda config: nn.Linear(3, config["classes"]),
+            build=build or (lambda config: nn.Linear(3, config["classes"])),
+            like=next(model.parameters()),
         )
         side = Codistillation(config, who, model.state_dict)
         side.model = model
@@ -182,3 +186,92 @@ def test_groups_that_do_not_go_together_are_refused(join, changes, says):
     join(0)
     with pytest.raises(ConfigError, match=says):
         join(1, **changes)
+
+
+def refreshed_at(side, update, live, seconds=5.0):
+    """Stand at one boundary until so many peers are live."""
+    deadline = time.monotonic() + seconds
+    side.at_boundary(update, 1)
+    while len(side.peers) != live:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        side.at_boundary(update, 1)
+
+
+def test_a_peer_that_falls_behind_is_left_out_and_taken_back(join, caplog):
+    caplog.set_level("INFO")
+    waiting = join(0, codistill_mode="async", codistill_max_staleness=6, codistill_interval=99)
+    peer = join(1, codistill_mode="async")
+    peer.at_boundary(2, 1)
+    refreshed_at(waiting, 4, live=1)
+    waiting.at_boundary(8, 1)
+    assert (len(waiting.peers), waiting.staleness) == (1, 6)
+    waiting.at_boundary(9, 1)
+    assert (len(waiting.peers), waiting.staleness) == (0, 0)
+    logits = waiting.model(torch.randn(4, 3))
+    assert waiting.term(logits, lambda module: logits) is None
+    waiting.at_boundary(10, 1)
+    peer.at_boundary(4, 1)
+    refreshed_at(waiting, 10, live=1)
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("peer 1")]
+    assert [line.split(",")[0] for line in told] == [
+        "peer 1 first seen: update 2",
+        "peer 1 stale: its snapshot of update 2 is 7 updates old",
+        "peer 1 refreshed: update 4",
+        "peer 1 back: update 4",
+    ]
+    counted = {"first_seen": 1, "refreshed": 1, "stale": 1, "back": 1, "rejected": 0, "skipped": 0}
+    assert waiting.take_changes() == counted
+    assert set(waiting.take_changes().values()) == {0}
+
+
+def test_rejected_and_skipped_snapshots_are_counted(join, tmp_path):
+    waiting = join(0, codistill_mode="async")
+    peer = join(1, codistill_mode="async")
+    peer.at_boundary(2, 1)
+    peer.finish(2)
+    os.truncate(tmp_path / "group-1" / "0000000002.safetensors", 10)
+    deadline = time.monotonic() + 5
+    while waiting.take_changes()["rejected"] != 1:
+        assert time.monotonic() < deadline
+        waiting.at_boundary(1, 1)
+        time.sleep(0.02)
+    shutil.rmtree(tmp_path / "group-0")
+    (tmp_path / "group-0").write_text("in the way of the group's folder")
+    waiting.at_boundary(2, 1)
+    deadline = time.monotonic() + 5
+    while waiting._membership._publisher.failure is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    waiting.at_boundary(4, 1)
+    assert waiting.take_changes()["skipped"] == 1
+
+
+def test_a_restart_does_not_need_the_exchange(join, tmp_path, monkeypatch, caplog):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("no folder")
+    settings = {"codistill_mode": "async", "codistill_dir": str(in_the_way / "exchange")}
+    with pytest.raises(ExchangeError, match="cannot be used"):
+        join(0, **settings)
+    monkeypatch.setenv("CODISTILL_RESTARTS", "1")
+    side = join(0, **settings)
+    assert "training goes on without it until it can be" in caplog.text
+    side.at_boundary(2, 1)
+    assert side.peers == []
+    with pytest.raises(ExchangeError, match="cannot be used"):
+        join(1, **settings | {"codistill_mode": "lockstep"})
+
+
+def test_what_peers_have_tied_stays_one_tensor(join):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+    sides = [join(i, model=Tied(), build=lambda config: Tied()) for i in (0, 1)]
+    both_at(sides, 0)
+    module = sides[0].peers[0].module
+    assert torch.equal(module.second.weight, sides[1].model.first.weight)
+    assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
+    assert not module.second.weight.requires_grad

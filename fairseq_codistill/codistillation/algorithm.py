@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,24 @@ from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer, cuda_devices
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
 from fairseq_codistill.codistillation.workers import Workers
-from fairseq_codistill.exchange import Exchange, ExchangeError, Reader, SnapshotRejected, Store
+from fairseq_codistill.exchange import (
+    Exchange,
+    ExchangeError,
+    Reader,
+    Snapshot,
+    SnapshotRejected,
+    Store,
+    ready_to_use,
+)
 
 logger = logging.getLogger(__name__)
 
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0
+
+
+# What can happen to a peer, and to a snapshot of this group ("skipped"), in the log and counted.
+CHANGES = ("first_seen", "refreshed", "stale", "back", "rejected", "skipped")
 
 
 class Codistillation:
@@ -60,6 +73,10 @@ class Codistillation:
         self._schedule = config.alpha_schedule()
         self._divergence = config.divergence()
         self._stall = 0.0
+        self._max_staleness = config.codistill_max_staleness
+        self._stale: set[int] = set()
+        self._changes = dict.fromkeys(CHANGES, 0)
+        self._told = dict(self._changes)
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
         self._peers = {j: Peer(j, group.build) for j in others}
@@ -69,13 +86,17 @@ class Codistillation:
             if self.workers.leader:
                 self._membership = Membership(config, group, state, exchange, others)
         reader = Reader(exchange, group.seed, group.vocabulary)
+        self._reader = reader
+
+        def prepare(snapshot: Snapshot) -> Snapshot:
+            return replace(snapshot, tensors=ready_to_use(snapshot.tensors, group.like))
+
         self._source: Source
         if config.codistill_mode == "lockstep":
-            self._source = LockstepSource(
-                reader, self.workers, others, config.codistill_interval, config.codistill_timeout
-            )
+            interval, timeout = config.codistill_interval, config.codistill_timeout
+            self._source = LockstepSource(reader, self.workers, others, interval, timeout, prepare)
         else:
-            self._source = AsyncSource(reader, self.workers, others)
+            self._source = AsyncSource(reader, self.workers, others, prepare)
 
     # Between two updates.
 
@@ -98,6 +119,7 @@ class Codistillation:
             self._membership.at_boundary(update, epoch)
         if self.alpha > 0:
             self._refresh()
+            self._look_at_staleness()
         if self._membership is not None:
             self._membership.tell({p.group: p.update for p in self.peers if p.update is not None})
         self._stall += time.perf_counter() - start
@@ -122,7 +144,8 @@ class Codistillation:
         """The live peers: those whose term counts in this update."""
         if self.alpha == 0:
             return []
-        return [peer for peer in self._peers.values() if peer.update is not None]
+        loaded = (peer for peer in self._peers.values() if peer.update is not None)
+        return [peer for peer in loaded if peer.group not in self._stale]
 
     @property
     def staleness(self) -> float:
@@ -156,6 +179,42 @@ class Codistillation:
         stall, self._stall = self._stall, 0.0
         return stall
 
+    def take_changes(self) -> dict[str, int]:
+        """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
+        self._changes["rejected"] = self._reader.rejections
+        self._changes["skipped"] = 0 if self._membership is None else self._membership.skipped
+        new = {kind: total - self._told[kind] for kind, total in self._changes.items()}
+        self._told = dict(self._changes)
+        return new
+
+    def _look_at_staleness(self) -> None:
+        """Leave out the peers that fell too far behind, and take them back."""
+        if self._max_staleness == 0:
+            return
+        for peer in self._peers.values():
+            if peer.update is None:
+                continue
+            staleness = self.update - peer.update
+            if staleness > self._max_staleness and peer.group not in self._stale:
+                self._stale.add(peer.group)
+                self._say(
+                    "stale",
+                    f"peer {peer.group} stale: its snapshot of update {peer.update} is "
+                    f"{staleness} updates old, more than --codistill-max-staleness "
+                    f"{self._max_staleness}; left out from update {self.update} on",
+                )
+            elif staleness <= self._max_staleness and peer.group in self._stale:
+                self._stale.discard(peer.group)
+                self._say(
+                    "back",
+                    f"peer {peer.group} back: update {peer.update}, from update {self.update} on",
+                )
+
+    def _say(self, change: str, line: str) -> None:
+        """Count a change, and log it once a group."""
+        self._changes[change] += 1
+        logger.log(logging.INFO if self.workers.leader else logging.DEBUG, line)
+
     def _refresh(self) -> None:
         for snapshot in self._source.take(self.update):
             manifest = snapshot.manifest
@@ -166,14 +225,11 @@ class Codistillation:
             except SnapshotRejected as rejection:
                 self._source.refuse(snapshot, rejection)
                 continue
-            logger.log(
-                logging.INFO if self.workers.leader else logging.DEBUG,
-                "peer %d %s: update %d, sha256 %s, from update %d on",
-                manifest.group,
-                "first seen" if first else "refreshed",
-                manifest.update,
-                manifest.sha256[:16],
-                self.update,
+            change = "first_seen" if first else "refreshed"
+            self._say(
+                change,
+                f"peer {manifest.group} {change.replace('_', ' ')}: update {manifest.update}, "
+                f"sha256 {manifest.sha256[:16]}, from update {self.update} on",
             )
 
 

@@ -54,6 +54,9 @@ class CodistillationConfig:
     codistill_timeout: float = _flag(
         1800.0, "lockstep: seconds to wait for a peer's snapshot before stopping"
     )
+    codistill_max_staleness: int = _flag(
+        0, "a peer older than this many updates is left out until it is fresh again; 0 = no limit"
+    )
     codistill_keep: Optional[int] = _flag(
         None,
         "newest snapshots of this group that stay in the exchange, 0 = all "
@@ -125,6 +128,7 @@ class CodistillationConfig:
         _one_of("mode", self.codistill_mode, MODES)
         _at_least("interval", self.codistill_interval, 1)
         _positive("timeout", self.codistill_timeout)
+        _at_least("max-staleness", self.codistill_max_staleness, 0)
         if self.codistill_keep is not None:
             _at_least("keep", self.codistill_keep, 0)
         _one_of("snapshot-dtype", self.codistill_snapshot_dtype, WIRE_DTYPES)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,18 +20,21 @@ from fairseq_codistill.codistillation.peer import BuildModel
 from fairseq_codistill.exchange import (
     WIRE_DTYPES,
     Alive,
+    CopyOut,
     Draft,
     Exchange,
     ExchangeError,
     Presence,
     Publisher,
-    copy_out,
     read_alive,
 )
 
 logger = logging.getLogger(__name__)
 
-# How long a process that ends early waits for a store that hangs.
+# At the end, how long to wait for the last snapshot to be published; how long while attempts
+# fail; and how long if the process ends early.
+LAST_SECONDS = 600.0
+FAILING_SECONDS = 60.0
 LEAVE_SECONDS = 10.0
 
 
@@ -43,12 +47,14 @@ class Group:
         vocabulary: digest of the target vocabulary (or of the classes).
         model: configuration from which ``build`` makes this group's model; plain JSON.
         build: makes a model from such a configuration, this group's or a peer's.
+        like: a parameter of the student; peers are on its device and in its dtype.
     """
 
     seed: int
     vocabulary: str
     model: dict[str, Any]
     build: BuildModel
+    like: Tensor
 
 
 class Membership:
@@ -85,15 +91,24 @@ class Membership:
         self._peers: Mapping[int, int] = {}
         self._published: int | None = None
         self._started = False
-        self._skipped = 0
-        self._presence = self._claim()
+        self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
+        restarts = int(os.environ.get("CODISTILL_RESTARTS") or 0)
+        self._presence = self._presence_of(restarts)
+        # A restart in async mode has passed all this before, and what it needs is not the exchange.
+        answered = self._presence.claim(needed=self._lockstep or restarts == 0)
         try:
-            for other in others:
+            for other in others if answered else ():
                 self._check_fits(other)
         except ConfigError:
             self._presence.release(finished=False)
             raise
-        self._publisher = Publisher(exchange, config.keep)
+        patience = config.codistill_timeout if self._lockstep else None
+        self._publisher = Publisher(exchange, config.keep, patience)
+
+    @property
+    def skipped(self) -> int:
+        """How many snapshots were due and not published, because another one took too long."""
+        return self._publisher.skipped
 
     def at_boundary(self, update: int, epoch: int) -> None:
         """Publish the snapshot of an update, if it is due.
@@ -111,24 +126,26 @@ class Membership:
         due = update % self._config.codistill_interval == 0
         if not self._started:
             self._started = True
-            self._warn_of_a_former_life()
             if self._lockstep:
                 self._publish_start()
                 return
+            if update == 0:
+                # Whether or not the exchange answers, training begins.
+                threading.Thread(target=self._warn_of_a_former_life, daemon=True).start()
             # Nobody wants to learn from random weights, but a resumed model is worth having.
             due = update > 0
         if not due or self._published == update:
             return
-        if self._publisher.busy and not self._lockstep:
-            self._skipped += 1
+        if self._lockstep:
+            self._publisher.wait()
+        elif not self._publisher.make_room():
             logger.warning(
                 "snapshot of update %d skipped, %d so far: the one before is still being published",
                 update,
-                self._skipped,
+                self.skipped,
             )
             return
-        self._publisher.submit(self._draft())
-        self._published = update
+        self._submit()
 
     def tell(self, peers: Mapping[int, int]) -> None:
         """Note the live peers and the updates of their snapshots, for others to see."""
@@ -138,28 +155,36 @@ class Membership:
         """End: publish the snapshot of the last update, and say that training is over."""
         self._update, self._epoch = update, epoch
         if self._published != update:
-            self._publisher.submit(self._draft())
-        self._publisher.wait()
+            # A draft that fails again and again makes room; one on its way is waited for.
+            self._publisher.wait(timeout=LAST_SECONDS, failing=0)
+            if self._publisher.make_room():
+                self._submit()
+        settled = self._publisher.wait(timeout=LAST_SECONDS, failing=FAILING_SECONDS)
+        published = settled and self._publisher.failure is None and self._published == update
+        if not published:
+            logger.error(
+                "training is over, but the exchange did not take the last snapshot, of update %d; "
+                "peers go on with the one before",
+                update,
+            )
         # Peers may count on the last snapshot only if it is there.
-        self._presence.release(finished=self._publisher.failure is None)
+        self._presence.release(finished=published)
 
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._publisher.wait(timeout=LEAVE_SECONDS)
         self._presence.release(finished=False)
 
-    def _claim(self) -> Presence:
+    def _presence_of(self, restarts: int) -> Presence:
         alive = Alive(
             run_id=self._config.codistill_run_id,
             nonce=os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex,
             seed=self._group.seed,
             vocabulary=self._group.vocabulary,
-            restarts=int(os.environ.get("CODISTILL_RESTARTS", "0")),
+            restarts=restarts,
         )
         index = self._config.codistill_group
-        presence = Presence(self._exchange.store, index, alive, self._progress)
-        presence.claim()
-        return presence
+        return Presence(self._exchange.store, index, alive, self._progress)
 
     def _progress(self) -> dict[str, Any]:
         peers = {str(peer): update for peer, update in self._peers.items()}
@@ -183,8 +208,12 @@ class Membership:
 
     def _warn_of_a_former_life(self) -> None:
         """Say so if this run has snapshots already and this process begins from the beginning."""
-        newest = self._exchange.newest_update(self._config.codistill_group)
-        if self._update == 0 and newest:
+        try:
+            newest = self._exchange.newest_update(self._config.codistill_group)
+        except Exception as error:  # noqa: BLE001 - stores raise what they like
+            logger.warning("whether this run has snapshots already is not known: %s", error)
+            return
+        if newest:
             logger.warning(
                 "the run %s already has snapshots of this group, up to update %d, and peers go "
                 "on using those; unless this is a restart of that run, stop all groups and give "
@@ -195,32 +224,34 @@ class Membership:
 
     def _publish_start(self) -> None:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
-        draft = self._draft()
-        try:
-            agrees = self._exchange.publish(draft)
-        except OSError as error:
+        self._submit()
+        self._publisher.wait()
+        if self._publisher.failure is not None:
             raise ExchangeError(
-                f"--codistill-dir {self._exchange.store.uri} cannot be written ({error})"
-            ) from error
-        if not agrees:
+                f"--codistill-dir {self._exchange.store.uri} cannot be written "
+                f"({self._publisher.failure})"
+            )
+        if not self._publisher.agreed:
             raise ConfigError(
                 f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
-                f"other weights of group {draft.group} for update {draft.update} than this "
-                "process starts with; resume from that run's checkpoint, or give another id"
+                f"other weights of group {self._config.codistill_group} for update "
+                f"{self._update} than this process starts with; resume from that run's "
+                "checkpoint, or give another id"
             )
-        self._published = self._update
 
-    def _draft(self) -> Draft:
-        dtype = self._config.codistill_snapshot_dtype
-        tensors, aliases = copy_out(self._state(), WIRE_DTYPES[dtype])
-        return Draft(
+    def _submit(self) -> None:
+        """Copy the weights out, and leave the rest to the publisher, which has room."""
+        tensors, aliases, ready = self._copy_out(self._state())
+        draft = Draft(
             group=self._config.codistill_group,
             seed=self._group.seed,
             update=self._update,
             epoch=self._epoch,
-            dtype=dtype,
+            dtype=self._config.codistill_snapshot_dtype,
             vocabulary=self._group.vocabulary,
             model=self._group.model,
             tensors=tensors,
             aliases=aliases,
         )
+        self._publisher.submit(draft, ready)
+        self._published = self._update

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fairseq_codistill.exchange import (
     ExchangeError,
@@ -42,7 +42,7 @@ class Peer:
         return self._module
 
     def load(self, snapshot: Snapshot) -> None:
-        """Become the model of a snapshot.
+        """Become the model of a snapshot, whose tensors are this peer's from now on.
 
         Raises:
             SnapshotRejected: if its configuration cannot be built or its tensors do not fit; the
@@ -55,7 +55,7 @@ class Peer:
             module = self._built(config)
         if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:
             raise SnapshotRejected("its tensors' names and shapes are not those of its model")
-        nn.Module.load_state_dict(module, snapshot.tensors, strict=True)
+        _adopt(module, snapshot.tensors)
         self._module, self._config = module, config
         self.update = snapshot.manifest.update
 
@@ -72,6 +72,20 @@ class Peer:
             except Exception as error:
                 raise SnapshotRejected(f"its model cannot be built ({error})") from error
         return module.eval().requires_grad_(False)
+
+
+def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module tensors of its own names and shapes, made by ``ready_to_use``.
+
+    This is the training thread: on the CPU the tensors are taken over as they are, and to a GPU
+    they are sent without waiting.
+    """
+    for name, place in module.state_dict(keep_vars=True).items():
+        tensor = tensors[name]
+        if place.is_cuda:
+            place.data.copy_(tensor, non_blocking=True)
+        else:
+            place.data = tensor.to(place.dtype)
 
 
 def cuda_devices() -> list[int]:

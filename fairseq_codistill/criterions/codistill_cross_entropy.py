@@ -13,7 +13,7 @@ from omegaconf import II
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_codistill.codistillation import Codistillation, ConfigError
+from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
 from fairseq_codistill.sentences import errors_as_sentences
 
 CRITERION = "codistill_cross_entropy"
@@ -95,6 +95,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 "codistill_stall": codistillation.take_stall() / codistillation.workers.size,
                 "codistill_batches": 1,
             }
+            # A group's changes are its leader's: the other workers see the same.
+            leads = codistillation.workers.leader
+            for change, count in codistillation.take_changes().items():
+                logging_output[f"codistill_{change}"] = count if leads else 0
         logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
 
@@ -154,6 +158,8 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         metrics.log_scalar("codistill_alpha", total("codistill_alpha") / batches, 0, round=5)
         metrics.log_scalar("codistill_peers", total("codistill_peers") / batches, 0, round=1)
         metrics.log_scalar_sum("codistill_stall", total("codistill_stall"), round=3)
+        for change in CHANGES:
+            metrics.log_scalar_sum(f"codistill_{change}", total(f"codistill_{change}"), round=0)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -3,6 +3,8 @@
 Knows names -> tensors and bytes; no framework, and nothing of what a snapshot is used for.
 """
 
+from fairseq_codistill.exchange.bounded import within
+from fairseq_codistill.exchange.copies import CopyOut, copy_out, ready_to_use
 from fairseq_codistill.exchange.errors import (
     ExchangeError,
     PeerUnusable,
@@ -16,11 +18,12 @@ from fairseq_codistill.exchange.presence import Alive, Presence, read_alive
 from fairseq_codistill.exchange.publisher import Publisher
 from fairseq_codistill.exchange.reader import Reader
 from fairseq_codistill.exchange.store import Store
-from fairseq_codistill.exchange.tensors import WIRE_DTYPES, copy_out, shapes_digest
+from fairseq_codistill.exchange.tensors import WIRE_DTYPES, shapes_digest
 
 __all__ = [
     "WIRE_DTYPES",
     "Alive",
+    "CopyOut",
     "Draft",
     "Exchange",
     "ExchangeError",
@@ -36,5 +39,7 @@ __all__ = [
     "Store",
     "copy_out",
     "read_alive",
+    "ready_to_use",
     "shapes_digest",
+    "within",
 ]

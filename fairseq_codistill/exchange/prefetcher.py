@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.exchange import Snapshot
@@ -13,6 +14,9 @@ from fairseq_codistill.exchange.reader import Reader
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+
+# Longest pause after the store has failed: doubled from POLL_SECONDS at each failure on end.
+LONGEST_RETRY_SECONDS = 30.0
 
 # How long a snapshot that another worker has seen may stay invisible to this one.
 PATIENCE_SECONDS = 30.0
@@ -29,10 +33,12 @@ class Prefetcher:
 
     Args:
         reader: reads and checks.
+        prepare: makes a checked snapshot ready to use, here, in the background.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, prepare: Callable[[Snapshot], Snapshot]) -> None:
         self._reader = reader
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped = False
@@ -40,7 +46,8 @@ class Prefetcher:
         self._exact: dict[int, tuple[int, float]] = {}
         self._held: dict[int, Snapshot] = {}
         self._given_up: dict[int, int] = {}
-        self._complaint: dict[int, str] = {}
+        # Peers whose last attempt failed: the next pause, and when it ends.
+        self._failing: dict[int, tuple[float, float]] = {}
         self._thread = threading.Thread(target=self._work, name="codistill-prefetch", daemon=True)
 
     def start(self) -> None:
@@ -101,13 +108,21 @@ class Prefetcher:
             for peer in peers:
                 if self._stopped:
                     return
+                pause, pause_ends = self._failing.get(peer, (POLL_SECONDS, 0.0))
+                if time.monotonic() < pause_ends:
+                    continue
                 try:
                     self._try(peer)
-                    self._complaint.pop(peer, None)
                 except Exception as error:  # noqa: BLE001 - the store may recover, training goes on
-                    if self._complaint.get(peer) != str(error):
-                        logger.warning("looking for snapshots of peer %d failed: %s", peer, error)
-                    self._complaint[peer] = str(error)
+                    logger.warning(
+                        "looking for snapshots of peer %d failed (%s: %s); trying again in %g s",
+                        *(peer, type(error).__name__, error, pause),
+                    )
+                    longer = min(2 * pause, LONGEST_RETRY_SECONDS)
+                    self._failing[peer] = (longer, time.monotonic() + pause)
+                else:
+                    if self._failing.pop(peer, None):
+                        logger.info("the snapshots of peer %d can be read again", peer)
 
     def _try(self, peer: int) -> None:
         with self._lock:
@@ -125,6 +140,8 @@ class Prefetcher:
                 hopeless = True
         elif above is not None:
             found = self._reader.newest(peer, above)
+        if found is not None:
+            found = self._prepare(found)
         with self._lock:
             # What was asked for may have changed while the store was read.
             if above != self._above.get(peer) or exact != self._exact.get(peer, (None, 0))[0]:

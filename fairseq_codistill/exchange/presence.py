@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq_codistill.exchange.bounded import within
 from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
@@ -19,6 +20,10 @@ from fairseq_codistill.exchange.store import Store
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
+
+# How long an exchange may take to answer at the start, and at the end.
+ANSWER_SECONDS = 60.0
+LEAVE_SECONDS = 10.0
 
 # A process that has not written for this long, by the reader's clock, is taken for dead.
 FRESH_SECONDS = 60.0
@@ -65,9 +70,25 @@ def read_alive(store: Store, group: int) -> Alive | None:
     name = f"{group_folder(group)}/alive.json"
     try:
         fields = json.loads(store.read(name, MAX_MANIFEST_BYTES))
-        return Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
-    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError):
+        alive = Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
+    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return alive if _well_formed(alive) else None
+
+
+def _well_formed(alive: Alive) -> bool:
+    """Whether every field is of its kind; anybody who can write to the store can write this."""
+    texts = (alive.run_id, alive.nonce, alive.vocabulary)
+    numbers = (alive.seed, alive.restarts, alive.update, alive.epoch)
+    flags = (alive.finished, alive.running)
+    return (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in numbers)
+        and all(type(flag) is bool for flag in flags)
+        and type(alive.time) in (int, float)
+        and type(alive.peers) is dict
+        and all(peer.isdigit() and type(update) is int for peer, update in alive.peers.items())
+    )
 
 
 class Presence:
@@ -90,16 +111,39 @@ class Presence:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="codistill-heartbeat", daemon=True)
 
-    def claim(self) -> None:
-        """Take the index, or refuse if a live process has it.
+    def claim(self, needed: bool = True) -> bool:
+        """Take the index, or refuse if a live process has it, and begin the heartbeat.
 
         The other process is observed for one heartbeat and a half, so that neither a process
         killed a moment ago nor a clock that is off counts as alive.
 
+        Args:
+            needed: whether to insist on an exchange that answers.
+
+        Returns:
+            Whether the exchange answered.
+
         Raises:
             ExchangeError: if another process of this index lives.
-            OSError: if the exchange cannot be written.
+            OSError: if the exchange cannot be written, and that is needed.
         """
+        answered = True
+        try:
+            within(ANSWER_SECONDS, self._take)
+        except OSError as error:
+            if needed:
+                raise
+            answered = False
+            logger.warning(
+                "the exchange cannot be used now (%s: %s); training goes on without it until it "
+                "can be",
+                type(error).__name__,
+                error,
+            )
+        self._thread.start()
+        return answered
+
+    def _take(self) -> None:
         before = read_alive(self._store, self._group)
         if before is not None and before.fresh and before.nonce != self._alive.nonce:
             logger.info(
@@ -116,7 +160,6 @@ class Presence:
                     "group an index of its own or stop the other process"
                 )
         self._write()
-        self._thread.start()
 
     def release(self, finished: bool) -> None:
         """Say that the process ends, and stop the heartbeat."""
@@ -124,17 +167,24 @@ class Presence:
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
         self._alive = dataclasses.replace(self._alive, finished=finished, running=False)
         try:
-            self._write()
+            within(LEAVE_SECONDS, self._write)
         except Exception as error:  # noqa: BLE001 - stores raise what they like
             logger.error("the last sign of life could not be written: %s", error)
 
     def _beat(self) -> None:
+        failing = False
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self._write()
             except Exception as error:  # noqa: BLE001 - as above
                 # The exchange may come back; training does not depend on it.
-                logger.warning("no sign of life could be written: %s", error)
+                if not failing:
+                    logger.warning("no sign of life can be written: %s", error)
+                failing = True
+            else:
+                if failing:
+                    logger.info("signs of life can be written again")
+                failing = False
 
     def _write(self) -> None:
         alive = dataclasses.replace(self._alive, time=time.time(), **self._progress())

@@ -25,35 +25,6 @@ WIRE_DTYPES = {
 }
 
 
-def copy_out(
-    state: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copy a model's state to the CPU, apart from the model.
-
-    Args:
-        state: names -> tensors, as ``module.state_dict()`` gives them.
-        dtype: what floating-point tensors become; others keep theirs.
-
-    Returns:
-        The tensors, tied ones once under the first of their names in sorted order, and the
-        aliases: other name -> that first name.
-    """
-    first_names: dict[tuple, str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name in sorted(state):
-        tensor = state[name].detach()
-        # Two names are tied if they are views of the same numbers in the same layout.
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and place in first_names:
-            aliases[name] = first_names[place]
-            continue
-        first_names[place] = name
-        wire = dtype if tensor.is_floating_point() else tensor.dtype
-        tensors[name] = tensor.to("cpu", wire, copy=True).contiguous()
-    return tensors, aliases
-
-
 def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """Give the safetensors bytes; equal tensors give equal bytes."""
     return _save(dict(tensors))

@@ -174,6 +174,7 @@ class CodistillTranslationTask(TranslationTask):
             vocabulary=vocabulary_digest(self.target_dictionary.symbols),
             model=_models.describe(own_cfg),
             build=lambda config: _models.build(self, own_cfg, config, like),
+            like=like,
         )
         codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
         end = _TrainingEnd(lambda: codistillation.finish(_updates_made()))
