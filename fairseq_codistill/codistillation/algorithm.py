@@ -11,6 +11,7 @@ n - 1 (``term``); ``at_boundary`` stands between update k - 1 and update k.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from fairseq_codistill.exchange import (
     Snapshot,
     SnapshotRejected,
     Store,
+    key_from,
     ready_to_use,
 )
 
@@ -82,7 +84,8 @@ class Codistillation:
         self._peers = {j: Peer(j, group.build) for j in others}
         self._membership: Membership | None = None
         with _naming_the_flag(config):
-            exchange = Exchange(Store(str(config.codistill_dir)), config.codistill_run_id)
+            store = Store(str(config.codistill_dir))
+            exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
             if self.workers.leader:
                 self._membership = Membership(config, group, state, exchange, others)
         reader = Reader(exchange, group.seed, group.vocabulary)

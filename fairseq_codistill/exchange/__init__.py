@@ -17,6 +17,7 @@ from fairseq_codistill.exchange.prefetcher import Prefetcher
 from fairseq_codistill.exchange.presence import Alive, Presence, read_alive
 from fairseq_codistill.exchange.publisher import Publisher
 from fairseq_codistill.exchange.reader import Reader
+from fairseq_codistill.exchange.signing import key_from
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.exchange.tensors import WIRE_DTYPES, shapes_digest
 
@@ -38,6 +39,7 @@ __all__ = [
     "SnapshotRejected",
     "Store",
     "copy_out",
+    "key_from",
     "read_alive",
     "ready_to_use",
     "shapes_digest",
