@@ -14,6 +14,7 @@ from fairseq_codistill.codistillation import (
     CodistillationConfig,
     ConfigError,
     Group,
+    membership,
 )
 from fairseq_codistill.exchange import Exchange, ExchangeError, Store, prefetcher
 
@@ -170,6 +171,7 @@ def test_an_end_without_the_last_snapshot_is_not_called_finished(join, tmp_path,
         write(self, name, data)
 
     monkeypatch.setattr(Store, "write", full_for_tensors)
+    monkeypatch.setattr(membership, "FAILING_SECONDS", 0.2)
     side.finish(5)
     alive = json.loads((tmp_path / "group-0" / "alive.json").read_text())
     assert (alive["finished"], alive["running"]) == (False, False)

@@ -103,6 +103,7 @@ def test_patience_ends(store, caplog, quick):
     assert isinstance(publisher.failure, OSError)
     assert [r.levelno for r in caplog.records][-1] == logging.ERROR
     assert "given up" in caplog.text
+    assert publisher.given_up
 
 
 def test_a_draft_is_read_only_once_it_is_ready(store):

@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 SAVING_SECONDS = 3600.0
 
 
+# A peer may have another architecture; a snapshot of more bytes than this ratio to the student's
+# is not read, unless it is small by any measure.
+LARGEST_RATIO = 16
+SMALL_BYTES = 2**28
+
 # What can happen to a peer, and to a snapshot of this group ("skipped"), in the log and counted.
 CHANGES = ("first_seen", "refreshed", "stale", "back", "rejected", "skipped")
 
@@ -88,7 +93,7 @@ class Codistillation:
             exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
             if self.workers.leader:
                 self._membership = Membership(config, group, state, exchange, others)
-        reader = Reader(exchange, group.seed, group.vocabulary)
+        reader = Reader(exchange, group.seed, group.vocabulary, _largest(state()))
         self._reader = reader
 
         def prepare(snapshot: Snapshot) -> Snapshot:
@@ -234,6 +239,12 @@ class Codistillation:
                 f"peer {manifest.group} {change.replace('_', ' ')}: update {manifest.update}, "
                 f"sha256 {manifest.sha256[:16]}, from update {self.update} on",
             )
+
+
+def _largest(state: Mapping[str, Tensor]) -> int:
+    """Give the bytes that a peer's snapshot may have, if this is the student's state."""
+    own = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in state.values())
+    return max(SMALL_BYTES, LARGEST_RATIO * own)
 
 
 @contextmanager

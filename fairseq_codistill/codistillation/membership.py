@@ -118,7 +118,7 @@ class Membership:
             ConfigError: lockstep only: this process has other weights than its run had here.
         """
         self._update, self._epoch = update, epoch
-        if self._lockstep and self._publisher.failure is not None:
+        if self._lockstep and self._publisher.given_up:
             raise ExchangeError(
                 f"a snapshot could not be published ({self._publisher.failure}), and peers in "
                 "lockstep wait for it; see to the exchange and start again"
@@ -172,7 +172,7 @@ class Membership:
 
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
-        self._publisher.wait(timeout=LEAVE_SECONDS)
+        self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._presence.release(finished=False)
 
     def _presence_of(self, restarts: int) -> Presence:

@@ -37,6 +37,7 @@ class Publisher:
     Attributes:
         failure: what went wrong with the newest draft at its last try; None before that, or if
             nothing did.
+        given_up: whether the newest draft will not be tried again.
         agreed: whether the exchange holds the weights of the newest draft, and no others of that
             update.
         skipped: how many snapshots were not published because another one took too long.
@@ -52,6 +53,7 @@ class Publisher:
         self._ready: Callable[[], None] = _at_once
         self._swept = False
         self.failure: Exception | None = None
+        self.given_up = False
         self.agreed = True
         self.skipped = 0
         threading.Thread(target=self._work, name="codistill-publisher", daemon=True).start()
@@ -87,7 +89,8 @@ class Publisher:
         with self._changed:
             assert self._state is _State.IDLE, self._state.value
             self._draft, self._ready = draft, ready or _at_once
-            self._state, self.failure, self.agreed = _State.BUSY, None, True
+            self._state = _State.BUSY
+            self.failure, self.given_up, self.agreed = None, False, True
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None, failing: float | None = None) -> bool:
@@ -150,7 +153,7 @@ class Publisher:
                 "given up" if given_up else f"trying again in {pause:g} s",
             )
             with self._changed:
-                self.failure = failure
+                self.failure, self.given_up = failure, given_up
                 if given_up:
                     self._settle()
                     return
