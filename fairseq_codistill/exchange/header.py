@@ -38,8 +38,11 @@ def check_header(data: bytes, dtype: str) -> None:
         raise SnapshotRejected(
             f"its tensor file has a header of more than {MAX_HEADER_BYTES} bytes"
         )
+    text = data[8 : 8 + size]
+    if not text.startswith(b"{"):
+        raise SnapshotRejected("its tensor file is not safetensors (its header begins otherwise)")
     try:
-        header = parse_object(data[8 : 8 + size])
+        header = parse_object(text)
     except ValueError as error:
         raise SnapshotRejected(f"its tensor file is not safetensors ({error})") from error
     if not header:
