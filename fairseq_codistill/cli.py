@@ -101,6 +101,19 @@ def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="restarts of each group that died (default: %(default)s)",
     )
     parser.add_argument(
+        "--hang-timeout",
+        type=_timeout,
+        default=3600.0,
+        metavar="SECONDS",
+        help=(
+            "take a group for dead that has made no update and logged nothing for so long, end it "
+            "and start it again; 0 for never (default: 3600). Give more than the longest update, "
+            "validation or saving takes, and than --codistill-timeout in lockstep; the update is "
+            "read every 5 s from an exchange that is a folder, otherwise the log alone counts. "
+            "After a start a group has 10 minutes at least"
+        ),
+    )
+    parser.add_argument(
         "--group",
         action="append",
         default=[],
@@ -160,6 +173,16 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _timeout(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds; give 0 for never")
+    return number
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -182,6 +205,7 @@ def _launch(options: argparse.Namespace) -> int:
         workers_per_group=options.workers_per_group,
         out=options.out,
         max_restarts=options.max_restarts,
+        hang_timeout=options.hang_timeout,
         group_flags=options.group,
         command=options.command,
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from supervised import groups
 
+from fairseq_codistill.launch import pulse
+from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.supervise import Patience, State, supervise
 
@@ -18,13 +20,15 @@ TRAINED = "echo '2026-01-01 | INFO | train_inner | epoch 001:  1 / 2 loss=1, num
 PATIENCE = Patience(max_restarts=2, backoff=0.05, grace=2.0)
 
 
-def run(folder: Path, *commands, patience: Patience = PATIENCE):
+def run(folder: Path, *commands, patience: Patience = PATIENCE, hang_timeout=0.0, lockstep=False):
     """Supervise groups of one worker (a string) or several (a list) to their end."""
     screen = io.StringIO()
     view = LiveView(screen)
     shells = [[command] if isinstance(command, str) else command for command in commands]
-    made = groups(folder, shells, patience, view)
-    status = supervise(made, view)
+    guard = Guard()
+    made = groups(folder, shells, patience, view, guard, hang_timeout)
+    status = supervise(made, view, lockstep)
+    guard.close()
     return status, [group.state for group in made], screen.getvalue()
 
 
@@ -152,7 +156,8 @@ def test_the_same_death_before_training_is_not_tried_for_ever(tmp_path):
 
 def test_a_command_that_is_not_there_leaves_nothing_running(tmp_path):
     screen = LiveView(io.StringIO())
-    made = groups(tmp_path, [[WITH_CHILD + "sleep 60"], ["true"]], PATIENCE, screen)
+    guard = Guard()
+    made = groups(tmp_path, [[WITH_CHILD + "sleep 60"], ["true"]], PATIENCE, screen, guard)
 
     def broken(_restarts):
         pids(tmp_path)
@@ -161,6 +166,7 @@ def test_a_command_that_is_not_there_leaves_nothing_running(tmp_path):
     made[1]._start = broken
     with pytest.raises(FileNotFoundError):
         supervise(made, screen)
+    guard.close()
     for pid in pids(tmp_path):
         assert_gone(pid)
 
@@ -215,13 +221,110 @@ def test_a_signal_while_a_group_waits_for_its_restart(tmp_path):
     assert supervisor.end()[0] == 143
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="uses a signal at the parent's death")
-def test_workers_do_not_outlive_a_killed_launch(tmp_path):
-    supervisor = Supervisor(tmp_path, "echo $$ > $HOME/worker; exec sleep 60")
-    worker = int(wait_for(tmp_path / "group-0/worker"))
+def test_nothing_outlives_a_killed_launch(tmp_path):
+    # A child that is told nothing by its worker's death, as a spawned worker or a data loader.
+    supervisor = Supervisor(
+        tmp_path, WITH_CHILD + "wait", "trap '' TERM INT HUP; " + WITH_CHILD + "wait"
+    )
+    processes = pids(tmp_path, 0) + pids(tmp_path, 1)
     supervisor.send(signal.SIGKILL)
     supervisor.end()
-    assert_gone(worker)
+    for pid in processes:
+        assert_gone(pid)
+
+
+def test_what_has_ended_is_not_guarded_any_more(tmp_path):
+    """Its number may be another process's by the time launch is killed."""
+    guard = Guard()
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    guard.watch(other.pid)
+    guard.release(other.pid)
+    guard.close()
+    assert is_alive(other.pid)
+    second = Guard()
+    second.watch(other.pid)
+    second.close()
+    assert other.wait(timeout=30) == -signal.SIGKILL
+
+
+DEATHS = {
+    "kill -9 $$": "was killed by SIGKILL",
+    "kill -SEGV $$": "was killed by SIGSEGV",
+    "exit 137": "ended with status 137",
+    "exit 2": "ended with status 2",
+    "ulimit -v 500000; exec python3 -c 'bytearray(10**9)'": "ended with status 1",
+    "exec python3 -c 'raise MemoryError'": "ended with status 1",
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_any_death_in_training_is_restarted(tmp_path, death):
+    # The log is looked at ten times a second, and says that it has trained.
+    dying = TRAINED + f"sleep 0.3; test $RESTARTS -eq 1 || {{ {death}; }}"
+    status, states, said = run(tmp_path, dying, "sleep 1; echo once")
+    assert (status, states) == (0, [State.FINISHED] * 2)
+    assert f"group 0 {DEATHS[death]}; restart 1 of 2" in said
+    assert (tmp_path / "group-1/log.txt").read_text().count("\nonce\n") == 1
+
+
+def updates(numbers: str, seconds: float = 0.2) -> str:
+    """Shell code that makes updates, which only alive.json shows."""
+    write = """echo "{\\"run_id\\": \\"run\\", \\"update\\": $u}" > $HOME/alive.json"""
+    return f"for u in {numbers}; do {write}; sleep {seconds}; done; "
+
+
+ONCE = "test $RESTARTS -eq 1 || "
+
+
+def test_a_group_that_hangs_is_restarted(tmp_path):
+    hanging = TRAINED + updates("1 2 3") + ONCE + "{ echo $$ > $HOME/worker; kill -STOP $$; }"
+    # Longer than the timeout, and all the time getting on: by its updates, by its log.
+    busy = TRAINED + updates("1 2 3 4 5 6 7 8 9 10 11 12", 0.4)
+    talking = TRAINED + "for u in 1 2 3 4 5 6 7 8 9 10 11 12; do echo validating; sleep 0.4; done"
+    begin = time.monotonic()
+    status, states, said = run(tmp_path, hanging, busy, talking, hang_timeout=2.5)
+    assert (status, states) == (0, [State.FINISHED] * 3)
+    assert "group 0 has made no update for 2.5 s; restart 1 of 2" in said
+    assert said.count("restart 1 of 2;") + said.count("; restart") == 1
+    assert time.monotonic() - begin < 60
+    assert_gone(int((tmp_path / "group-0/worker").read_text()))
+
+
+def test_a_group_that_hangs_and_ignores_sigterm(tmp_path):
+    hanging = TRAINED + ONCE + "{ trap '' TERM; sleep 60 & sleep 60; sleep 60; }"
+    status, _, said = run(tmp_path, hanging, hang_timeout=1.0)
+    assert status == 0
+    assert "has made no update for 1 s" in said
+
+
+def test_the_plugins_own_threads_are_no_sign_of_progress(tmp_path):
+    line = "2026-01-01 | WARNING | fairseq_codistill.exchange.presence | no sign of life"
+    chatting = f"while :; do echo '{line}'; sleep 0.1; done"
+    status, _, said = run(tmp_path, TRAINED + ONCE + chatting, hang_timeout=1.0)
+    assert status == 0
+    assert "has made no update for 1 s" in said
+
+
+def test_a_start_may_take_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(pulse, "START_SECONDS", 4.0)
+    slow = "sleep 2; " + TRAINED
+    hanging = ONCE + "sleep 60"
+    status, _, said = run(tmp_path, slow, hanging, hang_timeout=1.0)
+    assert status == 0
+    assert "group 0" not in said.replace("group 0:", "")
+    assert "group 1 has made no update" in said
+
+
+def test_in_lockstep_nobody_is_killed_for_waiting(tmp_path):
+    """Group 0 waits for update 3 of group 1, which hangs at 2 and begins again at 1."""
+    there = tmp_path / "there"
+    waiting = TRAINED + updates("1 2 3") + f"while ! test -e {there}; do sleep 0.1; done"
+    catching_up = f"{updates('1 2 3', 1.2)} touch {there}"
+    hanging = TRAINED + updates("1 2") + ONCE + "kill -STOP $$; " + TRAINED + catching_up
+    status, states, said = run(tmp_path, waiting, hanging, hang_timeout=2.0, lockstep=True)
+    assert (status, states) == (0, [State.FINISHED] * 2)
+    assert "group 1 has made no update for 2 s; restart 1 of 2" in said
+    assert said.count("has made no update") == 1
 
 
 def test_misleading_variables_do_not_reach_the_workers(tmp_path, monkeypatch):

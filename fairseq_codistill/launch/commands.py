@@ -155,7 +155,12 @@ def seeds(plan: Plan) -> list[int]:
 
 
 def workers_of(
-    plan: Plan, group: int, port: int, resume: Resume | None = None, restarted: bool = False
+    plan: Plan,
+    group: int,
+    port: int,
+    resume: Resume | None = None,
+    restarted: bool = False,
+    starts: int = 0,
 ) -> list[Worker]:
     """Give the processes of ``group``, the first worker's first.
 
@@ -165,6 +170,7 @@ def workers_of(
         port: a free port for the workers of this group to meet at.
         resume: what to continue from.
         restarted: whether the group has already run in this launch.
+        starts: how often it has been started before, in whatever launch.
     """
     dialect, devices = plan.dialect, plan.devices
     resume = resume or Resume()
@@ -192,11 +198,28 @@ def workers_of(
     return [
         Worker(
             argv=(*dialect.program, *common, *dialect.write(settings)),
-            env=_environment(plan, group),
+            env=_environment(plan, group, starts),
             log=plan.folder(group) / ("log.txt" if rank == 0 else f"log-worker-{rank}.txt"),
         )
         for rank, settings in enumerate(_worlds(devices, port, keeps_backend))
     ]
+
+
+def exchange_folder(plan: Plan, group: int) -> Path | None:
+    """Give the exchange as ``group`` sees it; None if there is none, or it is no plain folder."""
+    if plan.groups == 1:
+        return None
+    named = _named_exchange(plan, plan.flags.get(group, ()))
+    if named is None:
+        return plan.out / "exchange"
+    return None if "://" in named or "::" in named else Path(named).expanduser()
+
+
+def is_lockstep(plan: Plan) -> bool:
+    """Tell whether groups wait for each other."""
+    key = "task.codistill_mode"
+    said = [plan.dialect.read(plan.flags.get(group, ()), key) for group in range(plan.groups)]
+    return "lockstep" in (plan.dialect.value(key), *said)
 
 
 def as_shell(worker: Worker, environ: Mapping[str, str]) -> str:
@@ -212,11 +235,14 @@ def _defaults(plan: Plan, group: int, own: Sequence[str]) -> Settings:
     settings: dict[str, str | int | bool] = {}
     if plan.dialect.read(own, "common.seed") is None:
         settings["common.seed"] = seeds(plan)[group]
-    exchange = "task.codistill_dir"
-    named = plan.dialect.read(own, exchange) or plan.dialect.value(exchange)
-    if plan.groups > 1 and named is None:
+    if plan.groups > 1 and _named_exchange(plan, own) is None:
         settings["task.codistill_dir"] = str(plan.out / "exchange")
     return settings
+
+
+def _named_exchange(plan: Plan, own: Sequence[str]) -> str | None:
+    key = "task.codistill_dir"
+    return plan.dialect.read(own, key) or plan.dialect.value(key)
 
 
 def _outdated(dialect: Dialect, own: Sequence[str], resume: Resume, restarted: bool) -> list[str]:
@@ -267,8 +293,13 @@ def _worlds(devices: Devices, port: int, keeps_backend: bool) -> list[Settings]:
     ]
 
 
-def _environment(plan: Plan, group: int) -> dict[str, str]:
-    env = {"CODISTILL_NONCE": plan.nonces[group], "PYTHONUNBUFFERED": "1"}
+def _environment(plan: Plan, group: int, starts: int) -> dict[str, str]:
+    env = {
+        "CODISTILL_NONCE": plan.nonces[group],
+        # The group says it in the exchange, for `codistill status` to show.
+        "CODISTILL_RESTARTS": str(starts),
+        "PYTHONUNBUFFERED": "1",
+    }
     devices = plan.devices
     if devices.cpu:
         # With --cpu fairseq still touches a GPU that it sees.

@@ -35,10 +35,19 @@ class Progress:
     Attributes:
         values: the newest value of each key of ``SHOWN`` that was seen.
         trained: whether training has shown any result since the last ``restart``.
+        lines: lines so far, without those of the plugin itself, some of which come from threads
+            that go on while training hangs.
     """
 
     values: dict[str, str] = field(default_factory=dict)
     trained: bool = False
+    lines: int = 0
+
+    @property
+    def update(self) -> int | None:
+        """The newest update in the log, or None."""
+        text = self.values.get("num_updates", "")
+        return int(text) if text.isdecimal() else None
 
     def restart(self) -> None:
         """Take what follows for a new start of the same group."""
@@ -48,8 +57,10 @@ class Progress:
         """Take in one line of fairseq's log, of ``--log-format`` simple or json."""
         match = _LINE.match(line)
         if match is None:
+            self.lines += 1
             return
         kind, message = match[1] or match[2], match[3]
+        self.lines += not kind.startswith("fairseq_codistill.")
         if kind.endswith("checkpoint_utils") and message.startswith("Saved checkpoint"):
             self.trained = True
         elif kind in ("train", "train_inner", "valid"):

@@ -16,6 +16,8 @@ from fairseq_codistill.launch.commands import (
     Plan,
     Worker,
     as_shell,
+    exchange_folder,
+    is_lockstep,
     parse_group_flags,
     seeds,
     workers_of,
@@ -23,8 +25,10 @@ from fairseq_codistill.launch.commands import (
 from fairseq_codistill.launch.devices import divide, find_gpus
 from fairseq_codistill.launch.dialects import Dialect, recognise
 from fairseq_codistill.launch.finished import Finished
+from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView
-from fairseq_codistill.launch.supervise import Group, Patience, supervise
+from fairseq_codistill.launch.pulse import Pulse
+from fairseq_codistill.launch.supervise import Group, Patience, starts_so_far, supervise
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Options:
         workers_per_group: None for as many as the group has GPUs, or one on CPU.
         out: the run's folder.
         max_restarts: of one group.
+        hang_timeout: seconds without an update after which a group counts as dead; 0 for never.
         group_flags: values of ``--group``.
         command: what to run.
     """
@@ -44,6 +49,7 @@ class Options:
     workers_per_group: int | None
     out: Path
     max_restarts: int
+    hang_timeout: float
     group_flags: Sequence[str]
     command: Sequence[str]
 
@@ -92,18 +98,24 @@ def launch(options: Options) -> int:
         record.write(plan.out, who, options.command, [start.first for start in starts])
         view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s)")
         patience = Patience(max_restarts=options.max_restarts)
-        groups = [
-            Group(
-                f"group {i}",
-                start,
-                start.first[0].log,
-                patience,
-                view.announce,
-                Finished(plan.folder(i), [*options.command, *plan.flags.get(i, ())]),
-            )
-            for i, start in enumerate(starts)
-        ]
-        return supervise(groups, view)
+        guard = Guard()
+        try:
+            groups = [
+                Group(
+                    f"group {i}",
+                    start,
+                    start.first[0].log,
+                    patience,
+                    view.announce,
+                    Finished(plan.folder(i), [*options.command, *plan.flags.get(i, ())]),
+                    _pulse(plan, i, options.hang_timeout),
+                    guard,
+                )
+                for i, start in enumerate(starts)
+            ]
+            return supervise(groups, view, is_lockstep(plan))
+        finally:
+            guard.close()
 
 
 def make_plan(options: Options) -> Plan:
@@ -131,6 +143,12 @@ def make_plan(options: Options) -> Plan:
     return plan
 
 
+def _pulse(plan: Plan, group: int, timeout: float) -> Pulse:
+    exchange = exchange_folder(plan, group)
+    alive = None if exchange is None else exchange / f"group-{group}" / "alive.json"
+    return Pulse(timeout, alive, plan.run_id)
+
+
 class _Start:
     """Gives the workers of one group, anew at each restart; the first time those on record."""
 
@@ -145,14 +163,22 @@ class _Start:
         return self._workers(restarts) if restarts else self.first
 
     def _workers(self, restarts: int) -> list[Worker]:
-        resume = checkpoints.prepare(self._plan.folder(self._group))
+        folder = self._plan.folder(self._group)
+        resume = checkpoints.prepare(folder)
         if resume.torn is not None:
             then = resume.checkpoint.name if resume.checkpoint else "the beginning"
             self._view.announce(
                 f"group {self._group}: {checkpoints.LAST} is torn, kept as {resume.torn.name}; "
                 f"going on from {then}"
             )
-        return workers_of(self._plan, self._group, self._ports.free(), resume, restarts > 0)
+        return workers_of(
+            self._plan,
+            self._group,
+            self._ports.free(),
+            resume,
+            restarted=restarts > 0,
+            starts=starts_so_far(folder / "log.txt"),
+        )
 
 
 def _with_program(dialect: Dialect) -> Dialect:

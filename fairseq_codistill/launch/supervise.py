@@ -25,13 +25,18 @@ from typing import Any
 
 from fairseq_codistill.launch.commands import MISLEADING_VARIABLES, Worker
 from fairseq_codistill.launch.finished import Finished
+from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView, LogReader, Progress, live_line
+from fairseq_codistill.launch.pulse import Pulse, awaits_another
 
 # The plugin and argparse end with it when the settings are wrong: to start again is no use.
 CONFIG_STATUS = 2
 _CONFIG_ERROR = "codistill: error:"
 # fairseq spawns the workers on GPUs; what status they ended with is only in the log.
 _SPAWNED_CONFIG_ERROR = re.compile(r"process \d+ terminated with exit code 2\b")
+
+# In the log of each worker, before the command of each start.
+START_MARK = " | INFO | codistill.launch | "
 
 _TICK = 0.1
 _LONGEST_BACKOFF = 30.0
@@ -70,16 +75,21 @@ class Patience:
 
 
 class Process:
-    """One worker, in a session of its own, so that it and all it starts can be ended together."""
+    """One worker, in a session of its own, so that it and all it starts can be ended together.
 
-    def __init__(self, worker: Worker) -> None:
+    Args:
+        worker: what to start.
+        guard: ends it should this process be killed.
+    """
+
+    def __init__(self, worker: Worker, guard: Guard) -> None:
         self.log = worker.log
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environ = {k: v for k, v in os.environ.items() if k not in MISLEADING_VARIABLES}
         with self.log.open("ab") as log:
             self.log_start = log.tell()
             now = datetime.now().isoformat(sep=" ", timespec="seconds")
-            log.write(f"{now} | INFO | codistill.launch | {shlex.join(worker.argv)}\n".encode())
+            log.write(f"{now}{START_MARK}{shlex.join(worker.argv)}\n".encode())
             log.flush()
             self._popen = subprocess.Popen(
                 worker.argv,
@@ -90,6 +100,8 @@ class Process:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
+        self._guard = guard
+        guard.watch(self._popen.pid)
 
     def status(self) -> int | None:
         """Give the exit status (negative: the signal) once it has ended, with all it started."""
@@ -98,6 +110,7 @@ class Process:
         if known is None and status is not None:
             # Data loaders that outlived their worker.
             self._signal_all(signal.SIGKILL)
+            self._guard.release(self._popen.pid)
         return status
 
     def signal(self, number: int) -> None:
@@ -108,7 +121,8 @@ class Process:
 
     def wait(self) -> None:
         """Wait for its end."""
-        self._popen.wait()
+        while self.status() is None:
+            time.sleep(0.01)
 
     def output(self) -> list[str]:
         """Give the last lines of what it has written, without empty ones."""
@@ -134,6 +148,8 @@ class Group:
         patience: how often and how long to try.
         announce: prints a line for the user.
         finished: the mark of its end; a group that has it is not started.
+        pulse: tells whether it hangs.
+        guard: ends its processes should this one be killed.
     """
 
     def __init__(
@@ -144,6 +160,8 @@ class Group:
         patience: Patience,
         announce: Callable[[str], None],
         finished: Finished,
+        pulse: Pulse,
+        guard: Guard,
     ) -> None:
         self.name = name
         self.state = State.FINISHED if finished.reached else State.WAITING
@@ -154,10 +172,13 @@ class Group:
         self._patience = patience
         self._announce = announce
         self._finished = finished
+        self.pulse = pulse
+        self._guard = guard
         self._processes: list[Process] = []
         self._start_at = 0.0
         self._kill_at = 0.0
         self._failed: Process | None = None
+        self._hung = False
         self._ever_trained = False
         self._last_words: str | None = None
         self._told_to_stop = False
@@ -173,14 +194,24 @@ class Group:
 
     def step(self, now: float) -> None:
         """Do what is due."""
-        self._reader.poll()
-        self._ever_trained |= self.progress.trained
+        self._read_log()
+        self.pulse.look(now, self.progress.lines, self.progress.trained, self.progress.update)
         if self.state is State.WAITING and now >= self._start_at:
-            self._run()
+            self._run(now)
         elif self.state is State.RUNNING:
             self._watch(now)
         elif self.state is State.STOPPING:
             self._see_off(now)
+
+    def hangs(self, now: float) -> bool:
+        """Tell whether it runs and makes no progress."""
+        return self.state is State.RUNNING and self.pulse.hangs(now)
+
+    def give_up_waiting(self, now: float) -> None:
+        """Take a group that hangs for dead: end its processes, to start them again."""
+        self._failed = self._processes[0]
+        self._hung = True
+        self._terminate(now)
 
     def stop(self, now: float) -> None:
         """Begin to end it for good."""
@@ -197,13 +228,19 @@ class Group:
         for process in self._processes:
             process.wait()
 
-    def _run(self) -> None:
+    def _read_log(self) -> None:
+        self._reader.poll()
+        self._ever_trained |= self.progress.trained
+
+    def _run(self, now: float) -> None:
         self._failed = None
+        self._hung = False
         self.progress.restart()
+        self.pulse.restart(now)
         # One by one: should a start fail, kill() must know those before it.
         self._processes = []
         for worker in self._start(self.restarts):
-            self._processes.append(Process(worker))
+            self._processes.append(Process(worker, self._guard))
         self.state = State.RUNNING
 
     def _watch(self, now: float) -> None:
@@ -219,17 +256,20 @@ class Group:
     def _terminate(self, now: float) -> None:
         for process in self._processes:
             process.signal(signal.SIGTERM)
+            # One that somebody has stopped takes no notice before it goes on.
+            process.signal(signal.SIGCONT)
         self._kill_at = now + self._patience.grace
         self.state = State.STOPPING
 
     def _see_off(self, now: float) -> None:
         if any(process.status() is None for process in self._processes):
             if now >= self._kill_at:
-                self.kill()
+                # Not waited for: it may be held up in the kernel, and other groups need looking at.
+                for process in self._processes:
+                    process.signal(signal.SIGKILL)
             return
         # The last lines of the log came after the last look at it.
-        self._reader.poll()
-        self._ever_trained |= self.progress.trained
+        self._read_log()
         if self._told_to_stop or self._failed is None:
             self.state = State.STOPPED
         else:
@@ -238,14 +278,15 @@ class Group:
     def _judge(self, failed: Process, now: float) -> None:
         """Decide what becomes of a group that has failed."""
         refused = [process for process in self._processes if _says_settings_are_wrong(process)]
-        if refused:
+        # Settings that it has trained with are not wrong.
+        if refused and not self.progress.trained:
             self.state = State.REFUSED
             words = refused[0].output()
             reasons = [line for line in words if line.startswith(_CONFIG_ERROR)] or words[-3:]
             self._announce("\n".join([f"{self.name}: its settings are wrong", *reasons[-3:]]))
             return
         words = failed.output()
-        how = _describe(failed.status())
+        how = self._describe(failed.status())
         again = bool(words) and words[-1] == self._last_words and not self._ever_trained
         self._last_words = words[-1] if words and (failed.status() or 0) > 0 else None
         if again or self.restarts >= self._patience.max_restarts:
@@ -264,6 +305,13 @@ class Group:
             f"{self.name} {how}; restart {self.restarts} of {self._patience.max_restarts} "
             f"in {delay:g} s; its log is {failed.log}"
         )
+
+    def _describe(self, status: int | None) -> str:
+        if self._hung:
+            return f"has made no update for {self.pulse.timeout:g} s"
+        if status is not None and status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
 
 
 class Interrupt:
@@ -291,11 +339,16 @@ class Interrupt:
         self.first = self.first or number
 
 
-def supervise(groups: Sequence[Group], view: LiveView) -> int:
+def supervise(groups: Sequence[Group], view: LiveView, lockstep: bool = False) -> int:
     """Run ``groups`` to their end.
 
     The first Ctrl-C (or SIGTERM, SIGHUP) ends all with SIGTERM and, after a grace, SIGKILL; the
     second one at once.
+
+    Args:
+        groups: all groups of the run.
+        view: shows them.
+        lockstep: whether groups wait for each other.
 
     Returns:
         The exit status: 0 if every group finished, 2 if the settings of one were wrong, 128 + the
@@ -318,6 +371,11 @@ def supervise(groups: Sequence[Group], view: LiveView) -> int:
                     if stopping:
                         group.stop(now)
                     group.step(now)
+                for group in groups if not stopping else []:
+                    if lockstep and _awaits_another(group, groups):
+                        group.pulse.hold(now)
+                    elif group.hangs(now):
+                        group.give_up_waiting(now)
                 view.show([group.line() for group in groups], now)
                 time.sleep(_TICK)
         finally:
@@ -332,6 +390,13 @@ def supervise(groups: Sequence[Group], view: LiveView) -> int:
     return CONFIG_STATUS if any(group.state is State.REFUSED for group in groups) else 1
 
 
+def _awaits_another(group: Group, groups: Sequence[Group]) -> bool:
+    others = [other for other in groups if other is not group and other.state is not State.FINISHED]
+    return awaits_another(
+        group.pulse, [(other.pulse, other.state is State.RUNNING) for other in others]
+    )
+
+
 def _says_settings_are_wrong(process: Process) -> bool:
     status = process.status()
     if status == CONFIG_STATUS:
@@ -339,10 +404,12 @@ def _says_settings_are_wrong(process: Process) -> bool:
     return status == 1 and any(_SPAWNED_CONFIG_ERROR.search(line) for line in process.output())
 
 
-def _describe(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
+def starts_so_far(log: Path) -> int:
+    """Count the starts of a worker with this log, those of earlier launches among them."""
+    if not log.exists():
+        return 0
+    with log.open("rb") as lines:
+        return sum(START_MARK.encode() in line for line in lines)
 
 
 def _die_with_parent() -> None:
