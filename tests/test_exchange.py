@@ -320,3 +320,165 @@ def test_equal_drafts_are_equal_bytes(exchange, tmp_path):
     assert dataclasses.replace(exchange.manifest(0, 10), group=1, time=0.0) == dataclasses.replace(
         exchange.manifest(1, 10), time=0.0
     )
+
+
+def with_header(header, payload=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + payload
+
+
+def entry(dtype="F32", shape=(1,), offsets=(0, 4), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+# Most of these are sound to safetensors.
+ODD_FILES = {
+    "empty": (b"", "bytes is 0"),
+    "cut": (b"\x01", "header is cut short"),
+    "huge header": (b"\xff" * 7 + b"\x7f" + b"{}", "header is cut short"),
+    "large header": (with_header(b"{" + b" " * 2**22 + b"}"), "header of more than 4194304 bytes"),
+    "nothing": (with_header({}), "holds no tensor"),
+    "name twice": (
+        with_header(b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(4)),
+        "'a' is there more than once",
+    ),
+    "metadata": (with_header({"__metadata__": {}, "a": entry()}, bytes(4)), "has metadata"),
+    "unknown field": (with_header({"a": entry(more=1)}, bytes(4)), "describes 'a' as"),
+    "list": (with_header({"a": ["F32", [1], [0, 4]]}, bytes(4)), "describes 'a' as"),
+    "space first": (with_header(b" " + json.dumps({"a": entry()}).encode(), bytes(4)), "otherwise"),
+    "no name": (with_header({"": entry()}, bytes(4)), "names a tensor ''"),
+    "half a pair": (with_header({"\ud800": entry()}, bytes(4)), "names a tensor"),
+    "float64": (with_header({"a": entry("F64", (1,), (0, 8))}, bytes(8)), "dtype F64"),
+    "bfloat16": (with_header({"a": entry("BF16", (2,))}, bytes(4)), "dtype BF16"),
+    "float8": (with_header({"a": entry("F8_E4M3", (4,))}, bytes(4)), "dtype F8_E4M3"),
+    "complex": (with_header({"a": entry("C64", (1,), (0, 8))}, bytes(8)), "dtype C64"),
+    "no bool": (with_header({"a": entry("BOOL", (4,))}, b"\0\1\2\1"), "bools that are none"),
+    "overlap": (
+        with_header({"a": entry(), "b": entry(offsets=(2, 6))}, bytes(6)),
+        "not safetensors",
+    ),
+    "hole": (with_header({"a": entry(), "b": entry(offsets=(8, 12))}, bytes(12)), "safetensors"),
+    "tail": (with_header({"a": entry()}, bytes(8)), "not safetensors"),
+    "overflow": (with_header({"a": entry(shape=(0, 2**40, 2**40), offsets=(0, 0))}), "safetensors"),
+    "many dimensions": (with_header({"a": entry(shape=[1] * 17)}, bytes(4)), "describes 'a' as"),
+    "deep": (with_header(b'{"a":' * 100_000), "nested too deeply"),
+    "minus nothing": (
+        with_header(b'{"a":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'),
+        "-0",
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_FILES)
+def test_an_odd_tensor_file_is_rejected(exchange, reader, tmp_path, odd):
+    data, reason = ODD_FILES[odd]
+    exchange.publish(draft(10, tensors={"a": torch.zeros(1)}))
+    replace(*paths(tmp_path), data)
+    with pytest.raises(SnapshotRejected, match=reason):
+        reader.read(1, 10)
+
+
+def test_a_panic_of_safetensors_is_a_rejection(exchange, reader, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(data):
+        raise PanicException("index out of bounds")
+
+    exchange.publish(draft(10))
+    monkeypatch.setattr("fairseq_codistill.exchange.tensors._load", panic)
+    with pytest.raises(SnapshotRejected, match="makes safetensors panic"):
+        reader.read(1, 10)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("run_id", v) for v in ("", "x" * 201, "\ud800", 1)],
+        *[("group", v) for v in (-1, 10**6, True, 1.0)],
+        *[("seed", v) for v in (2**64, "1", None)],
+        *[("update", v) for v in (-1, 10**10)],
+        *[("epoch", v) for v in (0, 2**31 + 1)],
+        *[("dtype", v) for v in ("float64", "F32", ["float32"])],
+        *[("bytes", v) for v in (0, -1, 2**60 + 1, 1e3)],
+        *[(name, v) for name in ("sha256", "shapes", "hmac") for v in ("0" * 63, "F" * 64, None)],
+        ("sha256", "0" * 64 + "\n"),
+        *[("aliases", v) for v in ([], {"a": 1}, {"": "a"}, {"a": "x" * 1001})],
+        *[("vocabulary", v) for v in ("", "x" * 65)],
+        *[("model", v) for v in ([], {"a": 2**63}, {"a": "x" * 5000}, {"a": [[[[[[[]]]]]]]})],
+        *[("time", v) for v in (0, -1.0, 2.0**41, True, "now")],
+        *[("format", v) for v in (True, 1.0, 0, None)],
+    ],
+)
+def test_a_field_out_of_its_range_is_rejected(exchange, reader, tmp_path, field, value):
+    exchange.publish(draft(10))
+    rewrite(paths(tmp_path)[1], **{field: value})
+    with pytest.raises(SnapshotRejected, match=f"field {field} is|has format"):
+        reader.read(1, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text[:-1] + ', "group": 1}', "'group' is there more than once"),
+        (lambda text: text.replace('"epoch": 2', '"epoch": NaN'), "NaN is no number"),
+        (lambda text: text.replace('"epoch": 2', '"epoch": 1e999'), "1e999 is too large"),
+        (lambda text: text.replace('"epoch": 2', '"epoch": ' + "9" * 5000), "not JSON"),
+        (lambda text: text.replace('"epoch": 2', '"epoch": ' + "[" * 100_000), "too deeply"),
+        (lambda text: text[:-1] + ', "more": 1}', "should not have, the fields more"),
+        (lambda text: text + " " * 2**20, "larger than 1048576 bytes"),
+    ],
+)
+def test_json_that_is_not_strict_is_rejected(exchange, reader, tmp_path, change, reason):
+    exchange.publish(draft(10))
+    manifest_file = paths(tmp_path)[1]
+    manifest_file.write_text(change(manifest_file.read_text()))
+    with pytest.raises(SnapshotRejected, match=reason):
+        reader.read(1, 10)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32-le"])
+def test_a_manifest_is_utf_8(exchange, reader, tmp_path, encoding):
+    exchange.publish(draft(10))
+    manifest_file = paths(tmp_path)[1]
+    manifest_file.write_text(manifest_file.read_text(), encoding=encoding)
+    with pytest.raises(SnapshotRejected, match="not JSON"):
+        reader.read(1, 10)
+
+
+def test_a_file_too_large_for_the_group_is_not_read(exchange, tmp_path, monkeypatch):
+    exchange.publish(draft(10))
+    size = paths(tmp_path)[0].stat().st_size
+    assert Reader(exchange, 1, VOCABULARY, largest=size).read(1, 10)
+    read = exchange.store.read
+    names = []
+    monkeypatch.setattr(exchange.store, "read", lambda n, limit: names.append(n) or read(n, limit))
+    with pytest.raises(SnapshotRejected, match=f"has {size} bytes, and this group reads no more"):
+        Reader(exchange, 1, VOCABULARY, largest=size - 1).read(1, 10)
+    # Nor one that has another size than its manifest says.
+    paths(tmp_path)[0].write_bytes(b"x" * 10**6)
+    with pytest.raises(SnapshotRejected, match="has 1000000 bytes where its manifest says"):
+        Reader(exchange, 1, VOCABULARY).read(1, 10)
+    assert names == ["group-1/0000000010.json"] * 2
+
+
+def test_a_reason_is_one_line_whatever_a_peer_writes(exchange, reader, tmp_path, caplog):
+    exchange.publish(draft(10))
+    forged = "x\n2026-01-01 | INFO | fairseq_codistill | peer 1 is fine\x1b[2J\u2028\ud800"
+    rewrite(paths(tmp_path)[1], **{forged: 1, "y" * 10_000: 2})
+    with pytest.raises(SnapshotRejected) as raised:
+        reader.read(1, 10)
+    (record,) = caplog.records
+    for text in (str(raised.value), record.getMessage()):
+        assert text.isprintable()
+        assert len(text) < 700
+
+
+def test_what_peers_would_refuse_is_not_published(exchange, tmp_path):
+    with pytest.raises(SnapshotRejected, match="field vocabulary is ''"):
+        exchange.publish(draft(10, vocabulary=""))
+    with pytest.raises(SnapshotRejected, match="Infinity is no number"):
+        exchange.publish(draft(10, model={"dropout": float("inf")}))
+    with pytest.raises(SnapshotRejected, match="its manifest is larger"):
+        exchange.publish(draft(10, model={str(i): "x" * 4000 for i in range(300)}))
+    assert not (tmp_path / "group-1").exists()
