@@ -1,12 +1,20 @@
 """Faults for groups that train, and a look from outside at how they fare."""
 
+import math
 import os
+import pickle
+import random
 import re
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import BIN, CODISTILL, SETTINGS, environment
 
@@ -25,7 +33,12 @@ _TRAINED = re.compile(r'\| train_inner \| \{.*"num_updates": "(\d+)"')
 
 
 def start_launch(
-    corpus: Path, out: Path, *flags: str, groups: int = 2, options: tuple[str, ...] = ()
+    corpus: Path,
+    out: Path,
+    *flags: str,
+    groups: int = 2,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen:
     """Start ``codistill launch`` with one worker a group; its output goes to ``out/launch.txt``."""
     out.mkdir(parents=True, exist_ok=True)
@@ -35,7 +48,9 @@ def start_launch(
         *["fairseq-train", str(corpus), *SLOW_MODEL, *SETTINGS, *CODISTILL, *flags],
     ]
     with open(out / "launch.txt", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment(**(env or {}))
+        )
 
 
 def workers(out: Path, group: int) -> list[int]:
@@ -115,3 +130,200 @@ def lives(log: str) -> list[list[int]]:
         [int(update) for update in map(update_of, life.splitlines()) if update is not None]
         for life in log.split(_START)[1:]
     ]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of a group's log that says what happened to it.
+
+    Attributes:
+        time: when the line was seen, by this machine's monotonic clock.
+        group: whose log it is.
+        kind: a key of ``_EVENTS``.
+        fields: the numbers and words of the line.
+    """
+
+    time: float
+    group: int
+    kind: str
+    fields: tuple[str, ...]
+
+
+_EVENTS = {
+    "update": _TRAINED,
+    "start": re.compile(re.escape(_START)),
+    "published": re.compile(r"published snapshot of update (\d+)(?:, sha256 ([0-9a-f]{16}))?"),
+    "swap": re.compile(
+        r"\| peer (\d+) (?:first seen|refreshed): update (\d+), sha256 ([0-9a-f]{16}), "
+        r"from update (\d+) on"
+    ),
+    "rejected": re.compile(r"\| peer (\d+): snapshot of update (\d+) rejected: (.*)"),
+    "loss": re.compile(r'\| train_inner \| \{.*"codistill_loss": "([^"]+)"'),
+    "stale": re.compile(r"\| peer (\d+) stale\b.* from update (\d+) on"),
+    "back": re.compile(r"\| peer (\d+) back\b.*update (\d+), from update (\d+) on"),
+    "valid": re.compile(
+        r'\| valid \| \{.*"valid_nll_loss": "([\d.]+)".*"valid_num_updates": "(\d+)"'
+    ),
+}
+
+
+class Watch(threading.Thread):
+    """Reads the groups' logs as they grow, and notes when each line came.
+
+    fairseq's own time stamps are whole seconds.
+
+    Args:
+        logs: of each group.
+    """
+
+    def __init__(self, logs: Mapping[int, Path]) -> None:
+        super().__init__(name="watch", daemon=True)
+        self._tails = {group: Tail(path) for group, path in logs.items()}
+        self._events: dict[tuple[int, str], list[Event]] = defaultdict(list)
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Read until told to stop, and then once more."""
+        over = False
+        while not over:
+            over = self._over.wait(0.02)
+            for group, tail in self._tails.items():
+                lines = tail.lines()
+                now = time.monotonic()
+                for line in lines:
+                    self._note(now, group, line)
+
+    def stop(self) -> None:
+        """Have read everything."""
+        self._over.set()
+        self.join()
+
+    def of(self, group: int, kind: str, since: float = -math.inf) -> list[Event]:
+        """The events of one kind in one group's log, of a time and later."""
+        events = self._events[group, kind]
+        return events[bisect_left(events, since, key=lambda event: event.time) :]
+
+    def update(self, group: int, at: float = math.inf) -> int:
+        """The last update a group had made, now or at a certain time; 0 if none."""
+        events = self._events[group, "update"]
+        position = bisect_right(events, at, key=lambda event: event.time)
+        return int(events[position - 1].fields[0]) if position else 0
+
+    def wait_for(
+        self, condition: Callable[[], bool], processes: Sequence[subprocess.Popen]
+    ) -> None:
+        """Wait until something has been seen, as long as the processes run."""
+        deadline = time.monotonic() + 300
+        while not condition():
+            for process in processes:
+                assert process.poll() is None, f"{process.args} ended before what was waited for"
+            assert time.monotonic() < deadline, "what was waited for has not come"
+            time.sleep(0.02)
+
+    def _note(self, now: float, group: int, line: str) -> None:
+        for kind, pattern in _EVENTS.items():
+            found = pattern.search(line)
+            if found:
+                self._events[group, kind].append(Event(now, group, kind, tuple(found.groups())))
+
+
+class Vandal:
+    """Damages an exchange behind the back of everybody who uses it.
+
+    Args:
+        fs: where the exchange is; for an object store not by way of the proxy.
+        root: the exchange's path there.
+        marker: a file that a pickle would write if it ran.
+    """
+
+    def __init__(self, fs: Any, root: str, marker: Path) -> None:
+        self._fs = fs
+        self._root = root.rstrip("/")
+        self._marker = marker
+
+    def updates(self, group: int) -> list[int]:
+        """The updates that a group has snapshots of, the newest last."""
+        names = [path.rsplit("/", 1)[-1] for path in self._list(f"group-{group}")]
+        return sorted(int(name[:10]) for name in names if re.fullmatch(r"\d{10}\.json", name))
+
+    def read(self, name: str) -> bytes:
+        """What is stored under a name, such as ``group-0/alive.json``."""
+        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store something; in a folder in place, not all at once."""
+        self._fs.pipe_file(f"{self._root}/{name}", data)
+
+    def truncate(self, name: str, rng: random.Random) -> str:
+        """Leave only the beginning of a file."""
+        data = self.read(name)
+        left = rng.choice([0, 1, 7, rng.randrange(len(data)), len(data) - 1])
+        self.write(name, data[:left])
+        return f"{name} keeps {left} of {len(data)} bytes"
+
+    def overwrite(self, name: str, older: str, rng: random.Random, how: str) -> str:
+        """Put something else into a file: ``how`` is a key of ``OVERWRITES``."""
+        self.write(name, OVERWRITES[how](self, name, older, rng))
+        return f"{name} becomes {how}"
+
+    def remove(self, prefix: str) -> str:
+        """Remove a folder with all that is in it, or a file."""
+        path = f"{self._root}/{prefix}".rstrip("/")
+        # Its owners write into it at this very moment.
+        for _ in range(20):
+            try:
+                self._fs.rm(path, recursive=True)
+            except FileNotFoundError:
+                break
+            except OSError:
+                continue
+            break
+        return f"{prefix or 'the whole exchange'} is removed"
+
+    def _list(self, folder: str) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            return [str(path) for path in self._fs.ls(f"{self._root}/{folder}", detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _random(self, name: str, _older: str, rng: random.Random) -> bytes:
+        return rng.randbytes(len(self.read(name)))
+
+    def _flip(self, name: str, _older: str, rng: random.Random) -> bytes:
+        data = bytearray(self.read(name))
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return bytes(data)
+
+    def _older(self, _name: str, older: str, _rng: random.Random) -> bytes:
+        return self.read(older)
+
+    def _poison(self, name: str, _older: str, _rng: random.Random) -> bytes:
+        data = self.read(name)
+        if name.endswith(".json"):
+            return data.replace(b'"sha256": "', b'"sha256": "0')
+        body = 8 + int.from_bytes(data[:8], "little")
+        # In bfloat16 and in float32 some 12,000: finite, and a catastrophe in any layer.
+        return data[:body] + (b"\x40\x46" * len(data))[: len(data) - body]
+
+    def _pickle(self, _name: str, _older: str, _rng: random.Random) -> bytes:
+        return pickle.dumps(_Trap(str(self._marker)))
+
+
+OVERWRITES = {
+    "random bytes": Vandal._random,
+    "itself but for one bit": Vandal._flip,
+    "an older one's content": Vandal._older,
+    "a well-formed file of huge numbers": Vandal._poison,
+    "a pickle": Vandal._pickle,
+}
+
+
+class _Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path(self._marker).write_text, ("a pickle was run",)
