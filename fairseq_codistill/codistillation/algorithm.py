@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,6 @@ from fairseq_codistill.exchange import (
     SnapshotRejected,
     Store,
     key_from,
-    ready_to_use,
 )
 
 logger = logging.getLogger(__name__)
@@ -86,7 +84,7 @@ class Codistillation:
         self._told = dict(self._changes)
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
-        self._peers = {j: Peer(j, group.build) for j in others}
+        self._peers = {j: Peer(j, group.build, group.like) for j in others}
         self._membership: Membership | None = None
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
@@ -97,7 +95,7 @@ class Codistillation:
         self._reader = reader
 
         def prepare(snapshot: Snapshot) -> Snapshot:
-            return replace(snapshot, tensors=ready_to_use(snapshot.tensors, group.like))
+            return self._peers[snapshot.manifest.group].prepare(snapshot)
 
         self._source: Source
         if config.codistill_mode == "lockstep":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fairseq_codistill.exchange import (
     ExchangeError,
     Snapshot,
     SnapshotRejected,
+    ready_to_use,
     shapes_digest,
 )
 
@@ -26,14 +28,18 @@ class Peer:
     Args:
         group: whose model it is.
         build: makes the model of a configuration found in a manifest.
+        like: a parameter of the student.
     """
 
-    def __init__(self, group: int, build: BuildModel) -> None:
+    def __init__(self, group: int, build: BuildModel, like: Tensor) -> None:
         self.group = group
         self.update: int | None = None
         self._build = build
         self._config: dict[str, Any] | None = None
         self._module: nn.Module | None = None
+        self._like = like
+        # What the model was before, on the CPU: to give much memory back takes as long as a copy.
+        self._spare: Mapping[str, Tensor] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -41,8 +47,13 @@ class Peer:
         assert self._module is not None, f"peer {self.group} has no snapshot yet"
         return self._module
 
+    def prepare(self, snapshot: Snapshot) -> Snapshot:
+        """Do in the background what ``load`` would take time for; any thread, one at a time."""
+        spare, self._spare = self._spare, {}
+        return replace(snapshot, tensors=ready_to_use(snapshot.tensors, self._like, spare))
+
     def load(self, snapshot: Snapshot) -> None:
-        """Become the model of a snapshot, whose tensors are this peer's from now on.
+        """Become the model of a snapshot from ``prepare``, whose tensors are this peer's now.
 
         Raises:
             SnapshotRejected: if its configuration cannot be built or its tensors do not fit; the
@@ -55,7 +66,7 @@ class Peer:
             module = self._built(config)
         if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:
             raise SnapshotRejected("its tensors' names and shapes are not those of its model")
-        _adopt(module, snapshot.tensors)
+        self._spare = _adopt(module, snapshot.tensors)
         self._module, self._config = module, config
         self.update = snapshot.manifest.update
 
@@ -74,18 +85,24 @@ class Peer:
         return module.eval().requires_grad_(False)
 
 
-def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give a module tensors of its own names and shapes, made by ``ready_to_use``.
 
     This is the training thread: on the CPU the tensors are taken over as they are, and to a GPU
     they are sent without waiting.
+
+    Returns:
+        The tensors that were taken over from and serve nobody any more.
     """
+    before = {}
     for name, place in module.state_dict(keep_vars=True).items():
         tensor = tensors[name]
         if place.is_cuda:
             place.data.copy_(tensor, non_blocking=True)
         else:
+            before[name] = place.data
             place.data = tensor.to(place.dtype)
+    return before
 
 
 def cuda_devices() -> list[int]:

@@ -99,15 +99,18 @@ def copy_out(
     return tensors, aliases
 
 
-def ready_to_use(tensors: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+def ready_to_use(
+    tensors: Mapping[str, Tensor], like: Tensor, spare: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Do in the background what would cost time where the tensors are used.
 
     Args:
         tensors: names -> CPU tensors; names of one tensor stay names of one tensor.
         like: floating-point tensors become its dtype; for a CUDA device all become pinned.
+        spare: tensors whose memory may be used again, where name, shape and dtype fit.
 
     Returns:
-        names -> new CPU tensors, aligned as torch likes them.
+        names -> CPU tensors, aligned as torch likes them.
     """
     firsts = first_names(tensors)
     made: dict[str, Tensor] = {}
@@ -115,6 +118,8 @@ def ready_to_use(tensors: Mapping[str, Tensor], like: Tensor) -> dict[str, Tenso
         if name == first:
             tensor = tensors[name]
             dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
-            target = torch.empty(tensor.shape, dtype=dtype, pin_memory=like.is_cuda)
+            target = spare.get(name)
+            if target is None or target.shape != tensor.shape or target.dtype != dtype:
+                target = torch.empty(tensor.shape, dtype=dtype, pin_memory=like.is_cuda)
             made[name] = target.copy_(tensor)
     return {name: made[first] for name, first in firsts.items()}
