@@ -142,7 +142,7 @@ def large(rounds: int, dtype: str, folder: Path) -> None:
         codistill_interval=100,
         codistill_snapshot_dtype=dtype,
     )
-    group = Group(1, "v", {"big": True}, lambda _: build_large(), weights[0])
+    group = Group(1, "v", {"big": True}, lambda config, tensors: build_large(), weights[0])
     side = Codistillation(config, group, model.state_dict)
     exchange = Exchange(Store(str(folder)), "default")
     place = [torch.empty_like(weight) for weight in weights]

@@ -47,7 +47,7 @@ def join(tmp_path):
             seed=group if seed is None else seed,
             vocabulary=vocabulary,
             model={"classes": 5},
-            build=build or (lambda config: nn.Linear(3, config["classes"])),
+            build=build or (lambda config, tensors: nn.Linear(3, config["classes"])),
             like=next(model.parameters()),
         )
         side = Codistillation(config, who, model.state_dict)
@@ -271,7 +271,7 @@ def test_what_peers_have_tied_stays_one_tensor(join):
             self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
             self.second.weight = self.first.weight
 
-    sides = [join(i, model=Tied(), build=lambda config: Tied()) for i in (0, 1)]
+    sides = [join(i, model=Tied(), build=lambda config, tensors: Tied()) for i in (0, 1)]
     both_at(sides, 0)
     module = sides[0].peers[0].module
     assert torch.equal(module.second.weight, sides[1].model.first.weight)

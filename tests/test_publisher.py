@@ -106,6 +106,16 @@ def test_patience_ends(store, caplog, quick):
     assert publisher.given_up
 
 
+def test_nothing_is_tried_again_after_the_end(store):
+    publisher = Publisher(Exchange(store, "run"), keep=0, patience=None)
+    store.full = True
+    publisher.submit(draft(10))
+    assert not publisher.wait(failing=0)
+    publisher.close()
+    assert publisher.wait(timeout=10)
+    assert isinstance(publisher.failure, OSError)
+
+
 def test_a_draft_is_read_only_once_it_is_ready(store):
     exchange = Exchange(store, "run")
     publisher = Publisher(exchange, keep=0, patience=None)

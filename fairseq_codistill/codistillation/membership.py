@@ -160,6 +160,7 @@ class Membership:
             if self._publisher.make_room():
                 self._submit()
         settled = self._publisher.wait(timeout=LAST_SECONDS, failing=FAILING_SECONDS)
+        self._publisher.close()
         published = settled and self._publisher.failure is None and self._published == update
         if not published:
             logger.error(
@@ -173,6 +174,7 @@ class Membership:
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
+        self._publisher.close()
         self._presence.release(finished=False)
 
     def _presence_of(self, restarts: int) -> Presence:

@@ -17,9 +17,9 @@ from fairseq_codistill.exchange import (
     shapes_digest,
 )
 
-# Gives a model with the right layers, on the student's device and in its dtype; the weights may
-# be anything.
-BuildModel = Callable[[dict[str, Any]], nn.Module]
+# Gives a model of a configuration, on the student's device and in its dtype, whose names and shapes
+# are those of the tensors; its weights may be anything.
+BuildModel = Callable[[dict[str, Any], Mapping[str, Tensor]], nn.Module]
 
 
 class Peer:
@@ -63,18 +63,18 @@ class Peer:
         """
         module, config = self._module, snapshot.manifest.model
         if module is None or config != self._config:
-            module = self._built(config)
+            module = self._built(snapshot)
         if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:
             raise SnapshotRejected("its tensors' names and shapes are not those of its model")
         self._spare = _adopt(module, snapshot.tensors)
         self._module, self._config = module, config
         self.update = snapshot.manifest.update
 
-    def _built(self, config: dict[str, Any]) -> nn.Module:
+    def _built(self, snapshot: Snapshot) -> nn.Module:
         # Building draws random numbers, which the student's training must not notice.
         with torch.random.fork_rng(devices=cuda_devices()):
             try:
-                module = self._build(config)
+                module = self._build(snapshot.manifest.model, snapshot.tensors)
             except torch.OutOfMemoryError as error:
                 raise ExchangeError(
                     f"the device has no room for the model of peer {self.group}; lower "

@@ -52,6 +52,7 @@ class Publisher:
         self._draft: Draft | None = None
         self._ready: Callable[[], None] = _at_once
         self._swept = False
+        self._closed = False
         self.failure: Exception | None = None
         self.given_up = False
         self.agreed = True
@@ -114,6 +115,12 @@ class Publisher:
                 self._changed.wait(left)
             return True
 
+    def close(self) -> None:
+        """Try nothing again, and end the thread: one at work when the interpreter ends is fatal."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def _settle(self) -> None:
         """Have nothing to publish; the caller holds the lock."""
         self._draft, self._state = None, _State.IDLE
@@ -122,9 +129,10 @@ class Publisher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._draft is not None)
+                self._changed.wait_for(lambda: self._draft is not None or self._closed)
                 draft, ready = self._draft, self._ready
-            assert draft is not None
+            if draft is None:
+                return
             self._try_until_done(draft, ready)
 
     def _try_until_done(self, draft: Draft, ready: Callable[[], None]) -> None:
@@ -141,7 +149,7 @@ class Publisher:
                     self.failure = None
                     self._settle()
                 return
-            given_up = (
+            given_up = self._closed or (
                 self._patience is not None and time.monotonic() + pause > start + self._patience
             )
             logger.log(
@@ -159,7 +167,10 @@ class Publisher:
                     return
                 self._state = _State.WAITING
                 self._changed.notify_all()
-                if self._changed.wait_for(lambda: self._draft is not draft, pause):
+                self._changed.wait_for(lambda: self._draft is not draft or self._closed, pause)
+                if self._closed and self._draft is draft:
+                    self._settle()
+                if self._draft is not draft:
                     return
                 self._state = _State.BUSY
             pause = min(2 * pause, LONGEST_RETRY_SECONDS)

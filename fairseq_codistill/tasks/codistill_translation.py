@@ -173,7 +173,7 @@ class CodistillTranslationTask(TranslationTask):
             seed=self.cfg.seed,
             vocabulary=vocabulary_digest(self.target_dictionary.symbols),
             model=_models.describe(own_cfg),
-            build=lambda config: _models.build(self, own_cfg, config, like),
+            build=lambda config, tensors: _models.build(self, own_cfg, config, like, tensors),
             like=like,
         )
         codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
