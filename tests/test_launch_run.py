@@ -5,20 +5,34 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from harness import BIN, CODISTILL, TINY, environment
 
 
-def start(out: Path, corpus: Path, *flags: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    out: Path,
+    corpus: Path,
+    *flags: str,
+    options: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
+) -> subprocess.Popen:
     command = [
         *[str(BIN / "codistill"), "launch", "--groups", "2", "--out", str(out), *options, "--"],
         *["fairseq-train", str(corpus), *TINY, *CODISTILL, "--codistill-interval", "10"],
         *["--save-interval-updates", "10", "--disable-validation", *flags],
     ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**(env or {})),
     )
 
 
@@ -33,6 +47,29 @@ def workers(out: Path, group: int) -> list[int]:
         if str(out / f"group-{group}").encode() in arguments:
             found.append(int(process.name))
     return found
+
+
+def processes(out: Path) -> dict[int, str]:
+    """All that a launch has started, directly or not, with their command lines."""
+    nonces = json.loads((out / "launch.json").read_text())["nonces"]
+    marks = [f"CODISTILL_NONCE={nonce}".encode() for nonce in nonces]
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (process / "environ").read_bytes().split(b"\0")
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if command and any(mark in variables for mark in marks):
+            found[int(process.name)] = command
+    return found
+
+
+def assert_nothing_runs(out: Path) -> None:
+    deadline = time.monotonic() + 30
+    while left := processes(out):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -112,3 +149,119 @@ def test_wrong_settings_are_told_once(tmp_path, corpus):
     assert "codistill: error: --codistill-alpha" in output
     assert "restart" not in output
     assert starts(tmp_path / "out", 0) == 1
+
+
+@pytest.fixture
+def spawning(tmp_path) -> dict[str, str]:
+    """An environment whose fairseq-train spawns two workers, as it does on GPUs."""
+    program = tmp_path / "bin" / "fairseq-train"
+    program.parent.mkdir()
+    spawned = Path(__file__).parent / "spawned.py"
+    program.write_text(f"""#!{sys.executable}
+import os, socket, sys
+with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    place = f"tcp://localhost:{{probe.getsockname()[1]}}"
+world = ["--distributed-world-size", "2", "--distributed-init-method", place]
+world += ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+os.execv(sys.executable, [sys.executable, {str(spawned)!r}, *sys.argv[1:], *world])
+""")
+    program.chmod(0o755)
+    return {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+def test_nothing_outlives_launch_and_the_run_goes_on(tmp_path, corpus, spawning, number):
+    """Two groups of two spawned workers, each with data loaders."""
+    out = tmp_path / "out"
+    flags = ["--num-workers", "2", "--max-update"]
+    launch = start(out, corpus, *flags, "5000", env=spawning)
+    for group in (0, 1):
+        wait_for(out / f"group-{group}/checkpoint_1_10.pt", launch)
+    there = processes(out)
+    print("\n".join(f"{pid} {command:.150}" for pid, command in sorted(there.items())))
+    # Of each group: fairseq-train, two workers, and of these two data loaders each.
+    assert len(there) >= 2 * (1 + 2 + 4)
+    launch.send_signal(number)
+    launch.communicate(timeout=60)
+    assert_nothing_runs(out)
+    before = json.loads((out / "launch.json").read_text())["run_id"]
+    done = len(list((out / "group-0").glob("checkpoint_*_*.pt"))) * 10
+
+    again = start(out, corpus, *flags, str(done + 30), env=spawning)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert json.loads((out / "launch.json").read_text())["run_id"] == before
+    assert "Loaded checkpoint" in (out / "group-0/log.txt").read_text()
+    alive = json.loads((out / "exchange/group-0/alive.json").read_text())
+    assert (alive["finished"], alive["restarts"]) == (True, 1)
+    assert_nothing_runs(out)
+
+
+class Watcher(threading.Thread):
+    """Notes when the update counter in a log was seen to move."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(daemon=True)
+        self.log = log
+        self.moves: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        last = 0
+        while last < LAST_UPDATE:
+            time.sleep(0.02)
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+                found = re.findall(rb'"num_updates": "(\d+)"', log.read())
+            if found and int(found[-1]) != last:
+                last = int(found[-1])
+                self.moves.append((time.monotonic(), last))
+
+    @property
+    def longest_gap(self) -> float:
+        return max(b[0] - a[0] for a, b in pairwise(self.moves))
+
+
+LAST_UPDATE = 3000
+
+
+@pytest.mark.full
+def test_a_group_is_killed_and_stopped_and_the_other_never_pauses(tmp_path, corpus):
+    out = tmp_path / "out"
+    flags = ["--save-interval-updates", "100", "--max-update", str(LAST_UPDATE)]
+    flags += ["--codistill-alpha", "0.1", "--codistill-alpha-schedule", "constant"]
+    launch = start(out, corpus, *flags, options=("--hang-timeout", "10"))
+    for group in (0, 1):
+        wait_for(out / f"group-{group}/checkpoint_last.pt", launch)
+    other = Watcher(out / "group-0/log.txt")
+    other.start()
+    faults = [signal.SIGKILL, signal.SIGSTOP, signal.SIGKILL]
+    for count, fault in enumerate(faults, 1):
+        (victim,) = workers(out, 1)
+        os.kill(victim, fault)
+        while not trains(out, 1, starts=count + 1):
+            assert launch.poll() is None, launch.communicate()[0]
+            time.sleep(0.1)
+        print(f"{fault.name}: group 1 trains again, group 0 is at {other.moves[-1][1]}")
+    assert other.moves[-1][1] < LAST_UPDATE, "group 0 was through before the faults were"
+    output, _ = launch.communicate(timeout=400)
+    other.join(timeout=60)
+    print(f"longest gap between two updates of group 0: {other.longest_gap:.2f} s")
+    assert launch.returncode == 0, output
+    assert other.moves[-1][1] == LAST_UPDATE
+    assert other.longest_gap < 10
+    assert output.count("group 1 was killed by SIGKILL; restart") == 2
+    assert "group 1 has made no update for 10 s; restart 2 of 3" in output
+    assert (starts(out, 0), starts(out, 1)) == (1, 4)
+    alive = [json.loads((out / f"exchange/group-{i}/alive.json").read_text()) for i in (0, 1)]
+    assert [one["update"] for one in alive] == [LAST_UPDATE] * 2
+    assert [one["finished"] for one in alive] == [True] * 2
+    assert [one["restarts"] for one in alive] == [0, 3]
+    assert_nothing_runs(out)
+
+
+def trains(out: Path, group: int, starts: int) -> bool:
+    """Whether a group has made an update since its so-many-th start."""
+    parts = (out / f"group-{group}/log.txt").read_text().split("| codistill.launch |")
+    return len(parts) > starts and "| train_inner |" in parts[starts]
