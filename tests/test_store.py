@@ -67,6 +67,7 @@ class FaultyFiles(MemoryFileSystem):
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         # What a plain file system shows while it is written to.
         super().pipe_file(path, value[: len(value) // 2])
+        time.sleep(0.002)
         self._suffer()
         super().pipe_file(path, value)
 
@@ -337,12 +338,12 @@ def test_a_reader_sees_the_old_or_the_new_and_never_a_part(at, place):
     at.write("group-0/file.bin", b"o" * size)
     seen = set()
     with beside(place, overwrite):
-        for _ in range(400):
+        for i in range(400):
             data = at.read("group-0/file.bin", size)
             assert whole(data, size)
             assert at.size("group-0/file.bin") == size
             seen.add(data[:1])
-            if _ > 20 and len(seen) == 2:
+            if i > 20 and len(seen) == 2:
                 break
     assert seen == {b"o", b"n"}
 
@@ -631,20 +632,35 @@ def test_the_exchange_itself_may_be_a_link(folder):
     assert at.names("group-0") == ["mine.json", "more.json"]
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_link_put_there_between_check_and_use_is_not_followed(folder, what):
-    """Somebody swaps the real thing and a link as fast as they can."""
+@pytest.mark.parametrize("plant", [plant_link, plant_pipe, plant_folder, plant_device])
+def test_what_is_put_there_between_check_and_use_is_not_read(folder, plant, monkeypatch):
+    victim = folder / "group-0" / "mine.json"
+    look = os.stat
+
+    def look_and_swap(*args, **kwargs):
+        status = look(*args, **kwargs)
+        monkeypatch.undo()
+        victim.unlink()
+        plant(victim)
+        return status
+
+    monkeypatch.setattr(os, "stat", look_and_swap)
+    with pytest.raises(SnapshotRejected, match="is not a regular file|where only regular files"):
+        Store(str(folder)).read("group-0/mine.json", 100)
+    assert not victim.is_file() or victim.is_symlink()
+
+
+def test_a_group_folder_that_becomes_a_link_and_back_is_not_followed(folder):
+    """Somebody swaps the folder and a link as fast as they can."""
     outside = folder.parent / "outside"
     (outside / "mine.json").write_text("secret")
-    real = folder / "real"
-    victim = folder / "group-0" / "mine.json" if what == "file" else folder / "group-0"
+    real, victim = folder / "real", folder / "group-0"
     stop = threading.Event()
 
     def swap():
-        link_to = outside / "mine.json" if what == "file" else outside
         while not stop.is_set():
             os.rename(victim, real)
-            os.symlink(link_to, victim)
+            os.symlink(outside, victim)
             os.unlink(victim)
             os.rename(real, victim)
 
@@ -654,7 +670,7 @@ def test_a_link_put_there_between_check_and_use_is_not_followed(folder, what):
     outcomes = {"read": 0, "rejected": 0, "missing": 0}
     try:
         end = time.monotonic() + 20
-        while time.monotonic() < end and (outcomes["read"] < 100 or outcomes["rejected"] < 100):
+        while time.monotonic() < end and min(outcomes["read"], outcomes["rejected"]) < 50:
             try:
                 assert at.read("group-0/mine.json", 100) == b"mine"
                 outcomes["read"] += 1
@@ -665,8 +681,7 @@ def test_a_link_put_there_between_check_and_use_is_not_followed(folder, what):
     finally:
         stop.set()
         thread.join()
-    assert outcomes["read"] >= 100, outcomes
-    assert outcomes["rejected"] >= 100, outcomes
+    assert min(outcomes["read"], outcomes["rejected"]) >= 50, outcomes
 
 
 def test_a_file_that_grows_or_lies_about_its_size_takes_no_more_memory_than_the_limit(folder):
