@@ -19,6 +19,7 @@ import hmac
 import io
 import json
 import logging
+import math
 import pickle
 import random
 import re
@@ -245,6 +246,20 @@ def field_set(draw):
     return edit
 
 
+PLAUSIBLE = [
+    *[{"group": 2}, {"update": 11}, {"epoch": 3}, {"seed": 5}, {"seed": SEED}, {"time": 5}],
+    *[{"run_id": "other"}, {"vocabulary": "0" * 64}, {"aliases": {}}, {"dtype": "float16"}],
+    *[{"model": {"a": "\udfff"}}, {"model": {"\ud800": 1}}, {"model": {}}, {"model": {"": -1.5}}],
+]
+
+
+@st.composite
+def field_plausible(draw):
+    """Set a field to what might be true, were it not for something else."""
+    fields = draw(st.sampled_from(PLAUSIBLE))
+    return lambda work: work.fields.update(json.loads(json.dumps(fields)))
+
+
 @st.composite
 def field_gone(draw):
     name = draw(st.sampled_from(FIELDS))
@@ -258,6 +273,9 @@ def not_mended(draw):
 
 
 RAW = [
+    lambda text: text.replace(b"0.1", b"1e999", 1),
+    lambda text: text.replace(b"0.1", b"NaN", 1),
+    lambda text: text.replace(b"0.1", b"-1e-999", 1),
     lambda text: text[:-1] + b',"group":1}',
     lambda text: b'{"group":1,' + text[1:],
     lambda text: text[:-1] + b',"x":NaN}',
@@ -369,6 +387,25 @@ def entry_moved(draw):
 
 
 @st.composite
+def entry_new(draw):
+    """Add a whole tensor, of some dtype and size, or metadata as safetensors has it."""
+    dtype = draw(st.sampled_from([*oracle.SIZES, "F64", "C64", "F8_E5M2"]))
+    shape = draw(st.sampled_from([[], [0], [2], [3, 1], [1] * 16, [1] * 17, [2, 50_000]]))
+    metadata = draw(st.integers(0, 3)) == 0
+
+    def edit(work):
+        if metadata:
+            work.header.append(["__metadata__", {"format": "pt"}])
+            return
+        size = math.prod(shape) * (oracle.SIZES.get(dtype) or int(dtype[1:].split("_")[0]) // 8)
+        span = [len(work.payload), len(work.payload) + size]
+        work.header.append(["new", {"dtype": dtype, "shape": shape, "data_offsets": span}])
+        work.payload += bytes(size)
+
+    return edit
+
+
+@st.composite
 def payload_number(draw):
     """Write special bit patterns: infinities, no numbers, bools that are none."""
     where = draw(place)
@@ -446,9 +483,9 @@ def large(draw):
 EDITS = st.one_of(
     *[field_set(), field_set(), field_gone(), not_mended(), raw_manifest(), raw_header()],
     *[entry_set(), entry_set(), entry_number(), entry_moved(), payload_number(), payload_length()],
-    *[header_length(), other_key(), a_pickle()],
+    *[header_length(), other_key(), a_pickle(), field_plausible(), entry_new()],
     # One in three hundred or so: they are slow.
-    st.integers(0, 300 // 16).flatmap(lambda n: large() if n == 0 else entry_number()),
+    st.integers(0, 15).flatmap(lambda n: large() if n == 0 else entry_number()),
 )
 STRUCTURED = st.tuples(place, st.lists(EDITS, min_size=1, max_size=3))
 PICKLES: list[bytes] = []

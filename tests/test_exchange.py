@@ -359,7 +359,15 @@ ODD_FILES = {
     ),
     "hole": (with_header({"a": entry(), "b": entry(offsets=(8, 12))}, bytes(12)), "safetensors"),
     "tail": (with_header({"a": entry()}, bytes(8)), "not safetensors"),
-    "overflow": (with_header({"a": entry(shape=(0, 2**40, 2**40), offsets=(0, 0))}), "safetensors"),
+    "overflow": (
+        with_header({"a": entry(shape=(0, 2**40, 2**40), offsets=(0, 0))}),
+        "describes 'a' as",
+    ),
+    # Found by the fuzzer, after 65,303 cases: this one torch does make.
+    "huge and empty": (
+        with_header({"a": entry(shape=(2**40, 0, 2**40), offsets=(0, 0))}),
+        "describes 'a' as",
+    ),
     "many dimensions": (with_header({"a": entry(shape=[1] * 17)}, bytes(4)), "describes 'a' as"),
     "deep": (with_header(b'{"a":' * 100_000), "nested too deeply"),
     "minus nothing": (

@@ -113,6 +113,8 @@ def test_fairseq_does_evaluate_it(made, tmp_path, monkeypatch):
         ({"encoder_layers": "[" + "9" * 500 + "]"}, "encoder_layers is"),
         ({"encoder_layers_to_keep": [0] * 2000}, "encoder_layers_to_keep is"),
         ({"max_target_positions": 10**7}, "max_target_positions is"),
+        ({"max_target_positions": 1e7}, "max_target_positions is"),
+        ({"encoder_layers_to_keep": "1e999"}, "encoder_layers_to_keep is"),
         ({"decoder_learned_pos": True, "max_target_positions": 5}, "has learned 5 target pos"),
     ],
 )

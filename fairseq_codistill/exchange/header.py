@@ -7,6 +7,7 @@ snapshot has.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
@@ -19,6 +20,9 @@ FLOATING = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 OTHERS = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
 
 MAX_DIMENSIONS = 16
+
+# Of one tensor, a size of 0 counted as 1: beyond this, torch's own arithmetic overflows.
+MAX_NUMBERS = 2**60
 
 
 def check_header(data: bytes, dtype: str) -> None:
@@ -71,6 +75,7 @@ def _is_entry(entry: Any) -> bool:
         and is_text(entry["dtype"], 1, 20)
         and _is_sizes(entry["shape"])
         and len(entry["shape"]) <= MAX_DIMENSIONS
+        and math.prod(max(size, 1) for size in entry["shape"]) <= MAX_NUMBERS
         and _is_sizes(entry["data_offsets"])
         and len(entry["data_offsets"]) == 2
     )
