@@ -2,11 +2,17 @@
 
 fairseq writes one file and copies it to the others, so a process killed in between leaves a torn
 copy.  A checkpoint is a zip archive: a torn one has no index at its end, or a wrong checksum.
+
+    python -m fairseq_codistill.launch.checkpoints SAVE_DIR
+
+does what launch does before it starts a group, for other schedulers: it moves a torn
+``checkpoint_last.pt`` away and prints what to give to ``--restore-file``.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -62,5 +68,19 @@ def prepare(save_dir: Path) -> Resume:
     return Resume(checkpoint=resume.checkpoint, torn=torn)
 
 
+def restore_file(resume: Resume) -> str:
+    """Give what fairseq's ``--restore-file`` has to be."""
+    # Under this very name fairseq looks in the save-dir, and begins afresh if there is none.
+    if resume.checkpoint is None or resume.checkpoint.name == LAST:
+        return LAST
+    return str(resume.checkpoint)
+
+
 def _is_from_training(path: Path) -> bool:
     return _WRITTEN_BY_TRAINING.fullmatch(path.name) is not None
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m fairseq_codistill.launch.checkpoints SAVE_DIR")
+    print(restore_file(prepare(Path(sys.argv[1]))))

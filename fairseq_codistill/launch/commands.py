@@ -261,10 +261,8 @@ def _outdated(dialect: Dialect, own: Sequence[str], resume: Resume, restarted: b
 def _restore(resume: Resume) -> Settings:
     if resume.checkpoint is None:
         return {}
-    # Under this very name fairseq looks in the save-dir, whatever a YAML says.
-    if resume.checkpoint.name == checkpoints.LAST:
-        return {"checkpoint.restore_file": checkpoints.LAST}
-    return {"checkpoint.restore_file": str(resume.checkpoint)}
+    # Said even if it is fairseq's default: a YAML may name another.
+    return {"checkpoint.restore_file": checkpoints.restore_file(resume)}
 
 
 def _worlds(devices: Devices, port: int, keeps_backend: bool) -> list[Settings]:

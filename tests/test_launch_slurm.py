@@ -1,0 +1,144 @@
+"""The Slurm example, run with a stand-in for Slurm, its fairseq-train line read by fairseq."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
+from harness import BIN, SEED_STEP, environment
+
+import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
+
+SBATCH = Path(__file__).parent.parent / "examples" / "slurm" / "wmt16.sbatch"
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+names = ("CODISTILL_NONCE", "CODISTILL_RESTARTS")
+said = [os.path.basename(sys.argv[0]), sys.argv[1:], {{name: os.environ[name] for name in names}}]
+with open(os.environ["RECORD"], "a") as record:
+    record.write(json.dumps(said) + "\\n")
+if said[0] == "srun":
+    sys.exit(int(os.environ["SRUN_STATUS"]))
+if sys.argv[1:3] == ["show", "hostnames"]:
+    print("node7\\nnode8")
+"""
+JOB = {
+    "SLURM_ARRAY_JOB_ID": "4100",
+    "SLURM_ARRAY_TASK_COUNT": "2",
+    "SLURM_NNODES": "2",
+    "SLURM_GPUS_ON_NODE": "8",
+}
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Runs the batch file for one array task; gives its status and what srun and scontrol got."""
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    for name in ("srun", "scontrol"):
+        (stubs / name).write_text(STAND_IN)
+        (stubs / name).chmod(0o755)
+    record = tmp_path / "record"
+
+    def run(index: int, status: int = 0, **more: str):
+        record.write_text("")
+        task = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_ID": str(4101 + index)}
+        path = f"{stubs}:{BIN}:{os.environ['PATH']}"
+        said = {"RECORD": str(record), "SRUN_STATUS": str(status), "PATH": path}
+        done = subprocess.run(
+            ["bash", str(SBATCH)],
+            cwd=tmp_path,
+            env=environment(**JOB, **task, **said, **more),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stderr == ""
+        return done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
+
+    return run
+
+
+def parse(arguments: list[str]):
+    """The arguments of srun as fairseq-train understands them."""
+    assert arguments[:2] == ["--kill-on-bad-exit=1", "fairseq-train"]
+    return options.parse_args_and_arch(options.get_training_parser(), arguments[2:])
+
+
+def test_every_array_task_is_a_group(submit, tmp_path):
+    ports, nonces = set(), set()
+    for index in (0, 1):
+        status, [(program, arguments, variables)] = submit(index)
+        assert (status, program) == (0, "srun")
+        args = parse(arguments)
+        assert (args.codistill_num_groups, args.codistill_group) == (2, index)
+        assert args.codistill_run_id == "4100"
+        assert args.codistill_dir == f"{tmp_path}/runs/4100/exchange"
+        assert args.save_dir == f"{tmp_path}/runs/4100/group-{index}"
+        assert args.seed == 1 + SEED_STEP * index
+        assert (args.distributed_world_size, args.update_freq) == (16, [8])
+        assert args.restore_file == "checkpoint_last.pt"
+        assert variables["CODISTILL_RESTARTS"] == "0"
+        ports.add(args.distributed_port)
+        nonces.add(variables["CODISTILL_NONCE"])
+    assert len(ports) == len(nonces) == 2
+    assert min(ports) > 1024
+
+
+def test_fairseq_finds_its_nodes(submit, monkeypatch, tmp_path):
+    """What fairseq makes of the line on the second node of a group, with 8 GPUs each."""
+    _, [(_, arguments, _)] = submit(1)
+    cfg = convert_namespace_to_omegaconf(parse(arguments)).distributed_training
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setenv("PATH", str(tmp_path / "stubs"), prepend=os.pathsep)
+    for name, value in {
+        "SLURM_STEP_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_NODEID": "1",
+        "RECORD": str(tmp_path / "ignored"),
+        "CODISTILL_NONCE": "",
+        "CODISTILL_RESTARTS": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    distributed_utils.infer_init_method(cfg)
+    assert cfg.distributed_init_method == f"tcp://node7:{cfg.distributed_port}"
+    assert (cfg.distributed_world_size, cfg.distributed_rank) == (16, 8)
+    assert cfg.distributed_num_procs == 8
+
+
+def test_a_requeued_group_is_the_same_and_goes_on(submit, tmp_path):
+    _, [(_, _, before)] = submit(1)
+    folder = tmp_path / "runs/4100/group-1"
+    with zipfile.ZipFile(folder / "checkpoint_1_500.pt", "w") as archive:
+        archive.writestr("data", "whole")
+    (folder / "checkpoint_last.pt").write_bytes(b"PK torn")
+    _, [(_, arguments, after)] = submit(1, SLURM_RESTART_COUNT="3")
+    assert after["CODISTILL_NONCE"] == before["CODISTILL_NONCE"]
+    assert after["CODISTILL_RESTARTS"] == "3"
+    assert parse(arguments).restore_file == str(folder / "checkpoint_1_500.pt")
+    assert (folder / "checkpoint_last.pt.torn").exists()
+
+
+def test_a_new_array_job_goes_on_with_the_run(submit, tmp_path):
+    _, [(_, arguments, _)] = submit(1, RUN_ID="999", GROUPS_OF_RUN="3")
+    args = parse(arguments)
+    assert (args.codistill_run_id, args.codistill_num_groups) == ("999", 3)
+    assert args.save_dir == f"{tmp_path}/runs/999/group-1"
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, True), (137, 9, True), (1, 10, False), (2, 0, False)],
+)
+def test_a_group_that_died_is_requeued(submit, status, restarts, requeued):
+    ended, said = submit(0, status, SLURM_RESTART_COUNT=str(restarts))
+    assert ended == status
+    assert [one[:2] for one in said[1:]] == (
+        [["scontrol", ["requeue", "4101"]]] if requeued else []
+    )
