@@ -151,6 +151,47 @@ def test_wrong_settings_are_told_once(tmp_path, corpus):
     assert starts(tmp_path / "out", 0) == 1
 
 
+def test_what_print_shows_runs_as_it_stands(tmp_path, corpus):
+    command = [
+        *[
+            str(BIN / "codistill"),
+            "launch",
+            "--groups",
+            "2",
+            "--out",
+            str(tmp_path / "a b"),
+            "--print",
+        ],
+        *["--", "fairseq-train", str(corpus), *TINY, *CODISTILL, "--codistill-interval", "5"],
+        *["--disable-validation", "--codistill-alpha-milestones", "3,5"],
+    ]
+    # Not the tests' own environment: a shell in which somebody else's job has left its traces.
+    env = environment(PATH=f"{BIN}:{os.environ['PATH']}", RANK="3", WORLD_SIZE="4")
+    env |= {"MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
+    shown = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    assert not (tmp_path / "a b").exists()
+    lines = [line for line in shown.splitlines() if not line.startswith("#")]
+    assert len(lines) == 2
+    shells = [
+        subprocess.Popen(
+            ["bash", "-c", line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+        )
+        for line in lines
+    ]
+    told = [shell.communicate(timeout=300)[0] for shell in shells]
+    assert [shell.returncode for shell in shells] == [0, 0], told
+    alive = [
+        json.loads((tmp_path / f"a b/exchange/group-{group}/alive.json").read_text())
+        for group in (0, 1)
+    ]
+    assert [(one["update"], one["finished"]) for one in alive] == [(20, True)] * 2
+    assert alive[0]["run_id"] == alive[1]["run_id"]
+
+
 @pytest.fixture
 def spawning(tmp_path) -> dict[str, str]:
     """An environment whose fairseq-train spawns two workers, as it does on GPUs."""
