@@ -642,7 +642,8 @@ class Judge:
         # Memory that could not be had is no fault of a snapshot: somebody asked for too much.
         if "not enough memory" in reason or "allocat" in reason:
             raise Defect(f"ran out of memory: {reason}")
-        self.reasons[re.split(r"[\[{\d]| is |, the| as |(?<!\w)'", reason)[0].strip()] += 1
+        kind = re.split(r"[\[{(`\d]| is (?!not)|, the| as |(?<!\w)'", reason)[0].strip()
+        self.reasons[kind] += 1
 
 
 def peak_memory(reset=False):
