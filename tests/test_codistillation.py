@@ -277,3 +277,17 @@ def test_what_peers_have_tied_stays_one_tensor(join):
     assert torch.equal(module.second.weight, sides[1].model.first.weight)
     assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
     assert not module.second.weight.requires_grad
+
+
+def test_what_the_students_dtype_cannot_hold_is_rejected(join):
+    torch.manual_seed(0)
+    large = nn.Linear(3, 5)
+    with torch.no_grad():
+        large.weight[2, 1] = 1e38
+    sides = [join(0, model=nn.Linear(3, 5).half()), join(1, model=large)]
+    with pytest.raises(ExchangeError, match="no snapshot of peer 1"):
+        sides[0].at_boundary(0, 1)
+    sides[1].at_boundary(0, 1)
+    with pytest.raises(ExchangeError, match=r"'weight' holds numbers too large for .*float16"):
+        sides[0].at_boundary(0, 1)
+    assert sides[0].take_changes()["rejected"] == 1

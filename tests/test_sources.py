@@ -33,10 +33,6 @@ def quick_look(monkeypatch):
     monkeypatch.setattr(prefetcher, "POLL_SECONDS", 0.02)
 
 
-def as_it_is(snapshot):
-    return snapshot
-
-
 def reader(exchange):
     return Reader(exchange, seed=1, vocabulary=VOCABULARY)
 
@@ -54,7 +50,7 @@ def taken_within(source, seconds=5.0, update=50):
 def test_async_gives_the_newest_and_never_an_older_one(exchange):
     exchange.publish(draft(10))
     exchange.publish(draft(20))
-    source = AsyncSource(reader(exchange), Workers(timeout=10), [1, 2], as_it_is)
+    source = AsyncSource(reader(exchange), Workers(timeout=10), [1, 2])
     assert taken_within(source) == [(1, 20)]
     exchange.publish(draft(15))
     assert taken_within(source, seconds=0.3) == []
@@ -65,7 +61,7 @@ def test_async_gives_the_newest_and_never_an_older_one(exchange):
 
 def test_async_goes_on_with_what_it_had_when_a_snapshot_does_not_fit(exchange, caplog):
     exchange.publish(draft(10))
-    source = AsyncSource(reader(exchange), Workers(timeout=10), [1], as_it_is)
+    source = AsyncSource(reader(exchange), Workers(timeout=10), [1])
     snapshot = []
     while not snapshot:
         snapshot = source.take(11)
@@ -76,7 +72,7 @@ def test_async_goes_on_with_what_it_had_when_a_snapshot_does_not_fit(exchange, c
 
 def lockstep(exchange, peers=(1,), interval=10, timeout=0.3):
     workers = Workers(timeout=10)
-    return LockstepSource(reader(exchange), workers, list(peers), interval, timeout, as_it_is)
+    return LockstepSource(reader(exchange), workers, list(peers), interval, timeout)
 
 
 def test_lockstep_gives_exactly_the_last_multiple(exchange):
@@ -136,7 +132,7 @@ def agree(rank, size, port, folder, queue):
         exchange.manifest = manifest
     address = f"tcp://localhost:{port}"
     dist.init_process_group("gloo", init_method=address, world_size=size, rank=rank)
-    source = AsyncSource(reader(exchange), Workers(timeout=30), [1, 2], as_it_is)
+    source = AsyncSource(reader(exchange), Workers(timeout=30), [1, 2])
     swaps = []
     for boundary in range(300):
         # The slower worker is slower by far.

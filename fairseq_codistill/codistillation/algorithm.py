@@ -28,7 +28,6 @@ from fairseq_codistill.exchange import (
     Exchange,
     ExchangeError,
     Reader,
-    Snapshot,
     SnapshotRejected,
     Store,
     key_from,
@@ -91,18 +90,19 @@ class Codistillation:
             exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
             if self.workers.leader:
                 self._membership = Membership(config, group, state, exchange, others)
-        reader = Reader(exchange, group.seed, group.vocabulary, _largest(state()))
-        self._reader = reader
-
-        def prepare(snapshot: Snapshot) -> Snapshot:
-            return self._peers[snapshot.manifest.group].prepare(snapshot)
-
+        self._reader = Reader(
+            exchange,
+            group.seed,
+            group.vocabulary,
+            largest=_largest(state()),
+            prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
+        )
         self._source: Source
         if config.codistill_mode == "lockstep":
             interval, timeout = config.codistill_interval, config.codistill_timeout
-            self._source = LockstepSource(reader, self.workers, others, interval, timeout, prepare)
+            self._source = LockstepSource(self._reader, self.workers, others, interval, timeout)
         else:
-            self._source = AsyncSource(reader, self.workers, others, prepare)
+            self._source = AsyncSource(self._reader, self.workers, others)
 
     # Between two updates.
 

@@ -48,9 +48,21 @@ class Peer:
         return self._module
 
     def prepare(self, snapshot: Snapshot) -> Snapshot:
-        """Do in the background what ``load`` would take time for; any thread, one at a time."""
+        """Do in the background what ``load`` would take time for; any thread, one at a time.
+
+        Raises:
+            SnapshotRejected: if the student's dtype cannot hold its numbers.
+        """
         spare, self._spare = self._spare, {}
-        return replace(snapshot, tensors=ready_to_use(snapshot.tensors, self._like, spare))
+        tensors = ready_to_use(snapshot.tensors, self._like, spare)
+        for name, tensor in tensors.items():
+            # float16 holds less than bfloat16 and float32 do.
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise SnapshotRejected(
+                    f"its tensor {name!r:.80} holds numbers too large for the student's dtype, "
+                    f"{tensor.dtype}"
+                )
+        return replace(snapshot, tensors=tensors)
 
     def load(self, snapshot: Snapshot) -> None:
         """Become the model of a snapshot from ``prepare``, whose tensors are this peer's now.

@@ -6,7 +6,7 @@ A source is asked at each boundary, by all workers of the group, and gives all o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from fairseq_codistill.codistillation.workers import Workers
@@ -24,8 +24,6 @@ from fairseq_codistill.exchange import (
 
 # How long one look at the exchange may take, even if the time for the snapshot is nearly over.
 ANSWER_SECONDS = 5.0
-
-Prepare = Callable[[Snapshot], Snapshot]
 
 
 class Source(Protocol):
@@ -53,20 +51,12 @@ class LockstepSource:
         peers: the groups listened to.
         interval: T, in updates.
         timeout: seconds to wait for one boundary's snapshots.
-        prepare: makes a checked snapshot ready to use.
     """
 
     def __init__(
-        self,
-        reader: Reader,
-        workers: Workers,
-        peers: Sequence[int],
-        interval: int,
-        timeout: float,
-        prepare: Prepare,
+        self, reader: Reader, workers: Workers, peers: Sequence[int], interval: int, timeout: float
     ) -> None:
         self._reader = reader
-        self._prepare = prepare
         self._workers = workers
         self._peers = peers
         self._interval = interval
@@ -118,7 +108,7 @@ class LockstepSource:
         while True:
             try:
                 left = max(deadline - time.monotonic(), ANSWER_SECONDS)
-                return within(left, lambda: self._read(peer, update))
+                return within(left, lambda: self._reader.read(peer, update))
             except PeerUnusable:
                 raise
             except SnapshotRejected as rejection:
@@ -135,9 +125,6 @@ class LockstepSource:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
-
-    def _read(self, peer: int, update: int) -> Snapshot:
-        return self._prepare(self._reader.read(peer, update))
 
     def _check_not_finished(self, peer: int, update: int) -> None:
         alive = read_alive(self._reader.exchange.store, peer)
@@ -163,16 +150,13 @@ class AsyncSource:
         reader: reads and checks.
         workers: of this group.
         peers: the groups listened to.
-        prepare: makes a checked snapshot ready to use.
     """
 
-    def __init__(
-        self, reader: Reader, workers: Workers, peers: Sequence[int], prepare: Prepare
-    ) -> None:
+    def __init__(self, reader: Reader, workers: Workers, peers: Sequence[int]) -> None:
         self._reader = reader
         self._workers = workers
         self._peers = peers
-        self._prefetcher = Prefetcher(reader, prepare)
+        self._prefetcher = Prefetcher(reader)
         if workers.leader:
             for peer in peers:
                 self._prefetcher.look(peer, above=-1)

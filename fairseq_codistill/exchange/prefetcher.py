@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.exchange import Snapshot
@@ -33,12 +32,10 @@ class Prefetcher:
 
     Args:
         reader: reads and checks.
-        prepare: makes a checked snapshot ready to use, here, in the background.
     """
 
-    def __init__(self, reader: Reader, prepare: Callable[[Snapshot], Snapshot]) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._prepare = prepare
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped = False
@@ -140,8 +137,6 @@ class Prefetcher:
                 hopeless = True
         elif above is not None:
             found = self._reader.newest(peer, above)
-        if found is not None:
-            found = self._prepare(found)
         with self._lock:
             # What was asked for may have changed while the store was read.
             if above != self._above.get(peer) or exact != self._exact.get(peer, (None, 0))[0]:

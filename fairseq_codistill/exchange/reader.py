@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from fairseq_codistill.exchange.errors import PeerUnusable, SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.exchange import Exchange, Snapshot
@@ -22,18 +23,26 @@ class Reader:
         seed: this group's seed; a peer with the same one replays this group's randomness.
         vocabulary: digest of this group's target vocabulary.
         largest: bytes; a snapshot with more of them is not read.
+        prepare: makes a checked snapshot ready to use, on the thread that reads; it may still
+            reject it.
 
     Attributes:
         rejections: how many snapshots were found unusable.
     """
 
     def __init__(
-        self, exchange: Exchange, seed: int, vocabulary: str, largest: int = LARGEST_BYTES
+        self,
+        exchange: Exchange,
+        seed: int,
+        vocabulary: str,
+        largest: int = LARGEST_BYTES,
+        prepare: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
     ) -> None:
         self.exchange = exchange
         self._seed = seed
         self._vocabulary = vocabulary
         self._largest = largest
+        self._prepare = prepare
         self._rejected: dict[tuple[int, int], str] = {}
         self.rejections = 0
 
@@ -53,7 +62,7 @@ class Reader:
                     f"its tensor file has {manifest.bytes} bytes, and this group reads no more "
                     f"than {self._largest}"
                 )
-            return self.exchange.fetch(manifest)
+            return self._prepare(self.exchange.fetch(manifest))
         except SnapshotRejected as rejection:
             self.reject(peer, update, rejection)
             raise
