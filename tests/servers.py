@@ -35,7 +35,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,12 +86,12 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def s3_server(host: str = "127.0.0.1", within: Sequence[str] = ()) -> Iterator[S3Server]:
-    """Run an S3 server; ``within`` is a command that runs it elsewhere (``ip netns exec ...``)."""
+def s3_server(host: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Run an S3 server that listens on ``host``."""
     port = free_port()
     program = str(Path(sys.executable).parent / "moto_server")
     process = subprocess.Popen(
-        [*within, program, "-H", host, "-p", str(port)],
+        [program, "-H", host, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

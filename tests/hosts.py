@@ -1,0 +1,97 @@
+"""Hosts that have nothing in common but a server: network namespaces, each with a line to us."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# For tests of networks, by RFC 2544: nobody's real address.
+_NETWORK = "198.18"
+
+
+def why_not() -> str | None:
+    """What keeps this machine from having hosts; None if nothing does."""
+    if os.geteuid():
+        return "needs root"
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        return "needs ip and tc (iproute2)"
+    name = f"codistill-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        return f"needs network namespaces ({made.stderr.strip()})"
+    _run("ip", "netns", "del", name)
+    return None
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace.
+
+    Attributes:
+        name: of the namespace.
+        line: our end of its line.
+        address: where it reaches us.
+    """
+
+    name: str
+    line: str
+    address: str
+
+    @property
+    def within(self) -> list[str]:
+        """What goes before a command, to run it there."""
+        return ["ip", "netns", "exec", self.name]
+
+    def cut(self) -> None:
+        """Pull the plug: what it sends goes nowhere, and nothing tells it so."""
+        _run("ip", "link", "set", self.line, "down")
+
+    def mend(self) -> None:
+        """Put the plug back."""
+        _run("ip", "link", "set", self.line, "up")
+
+
+@contextlib.contextmanager
+def hosts(count: int, megabits: int, delay_ms: int) -> Iterator[list[Host]]:
+    """Make hosts whose lines are so fast and so long; remove them whatever happens.
+
+    A kernel that cannot delay packets only limits the rate.
+    """
+    made: list[Host] = []
+    try:
+        for i in range(count):
+            # A name of an interface has at most 15 characters.
+            host = Host(f"codistill-{os.getpid()}-{i}", f"cd{os.getpid()}-{i}", f"{_NETWORK}.{i}.1")
+            _run("ip", "netns", "add", host.name)
+            made.append(host)
+            far = ["netns", host.name]
+            _run("ip", "link", "add", host.line, "type", "veth", "peer", "name", "eth0", *far)
+            _run("ip", "addr", "add", f"{host.address}/24", "dev", host.line)
+            _run("ip", "link", "set", host.line, "up")
+            there = ["ip", "-n", host.name]
+            _run(*there, "addr", "add", f"{_NETWORK}.{i}.2/24", "dev", "eth0")
+            _run(*there, "link", "set", "eth0", "up")
+            _run(*there, "link", "set", "lo", "up")
+            _slow(["tc"], host.line, megabits, delay_ms)
+            _slow(["tc", "-n", host.name], "eth0", megabits, delay_ms)
+        yield made
+    finally:
+        for host in made:
+            # Its line goes with it, both ends.
+            subprocess.run(["ip", "netns", "del", host.name], check=False)
+            subprocess.run(["ip", "link", "del", host.line], check=False, capture_output=True)
+
+
+def _slow(tc: list[str], line: str, megabits: int, delay_ms: int) -> None:
+    rate = ["rate", f"{megabits}mbit"]
+    qdisc = [*tc, "qdisc", "add", "dev", line, "root"]
+    delayed = [*qdisc, "netem", "delay", f"{delay_ms}ms", *rate]
+    if subprocess.run(delayed, capture_output=True).returncode:
+        _run(*qdisc, "tbf", *rate, "burst", "64kb", "latency", "200ms")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
