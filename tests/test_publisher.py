@@ -106,6 +106,16 @@ def test_patience_ends(store, caplog, quick):
     assert publisher.given_up
 
 
+def test_a_folder_in_the_place_of_a_file_does_not_stop_publishing(store, tmp_path, caplog):
+    (tmp_path / "group-1" / "0000000005.safetensors").mkdir(parents=True)
+    exchange = Exchange(store, "run")
+    publisher = Publisher(exchange, keep=0, patience=None)
+    publisher.submit(draft(10))
+    assert publisher.wait(timeout=20)
+    assert exchange.updates(1) == [10]
+    assert "group-1/0000000005.safetensors cannot be removed" in caplog.text
+
+
 def test_nothing_is_tried_again_after_the_end(store):
     publisher = Publisher(Exchange(store, "run"), keep=0, patience=None)
     store.full = True

@@ -8,6 +8,7 @@ group-0/alive.json               see ``presence``
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest, check_size
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
+
+logger = logging.getLogger(__name__)
 
 _MANIFEST_NAME = re.compile(r"([0-9]{10})\.json")
 
@@ -203,7 +206,11 @@ class Exchange:
             # The heartbeat writes beside this.
             partial = name.endswith(".tmp") and not name.startswith("alive.json.")
             if orphan or partial:
-                self.store.delete(f"{folder}/{name}")
+                try:
+                    self.store.delete(f"{folder}/{name}")
+                except OSError as error:
+                    # What lies in the way of nothing, a folder of such a name say, may stay.
+                    logger.warning("%s/%s cannot be removed: %s", folder, name, error)
 
     def _is_whole(self, manifest: Manifest) -> bool:
         try:
