@@ -70,6 +70,22 @@ def paths(tmp_path, update=10, group=1):
     return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
 
+def test_what_is_damaged_is_deleted_in_its_turn(exchange, tmp_path):
+    for update in (1, 2, 3, 4):
+        exchange.publish(draft(update))
+    other = Exchange(exchange.store, "other")
+    other.publish(draft(900))
+    for update in (1, 4):
+        paths(tmp_path, update)[1].write_text("no manifest")
+    exchange.prune(1, keep=1)
+    # 4 is no older than the one that is kept: a damaged one is not counted for a kept one.
+    assert exchange.updates(1) == [900, 4, 3]
+    assert not paths(tmp_path, 1)[0].exists()
+    exchange.publish(draft(5))
+    exchange.prune(1, keep=1)
+    assert exchange.updates(1) == [900, 5]
+
+
 def test_what_was_published_is_read(exchange, reader):
     assert exchange.publish(draft())
     snapshot = reader.read(1, 10)

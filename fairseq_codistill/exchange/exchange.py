@@ -185,11 +185,25 @@ class Exchange:
         return next(own, None)
 
     def prune(self, group: int, keep: int) -> None:
-        """Delete this run's snapshots of a group but for the ``keep`` newest; 0 keeps all."""
+        """Delete this run's snapshots of a group but for the ``keep`` newest; 0 keeps all.
+
+        A manifest that nobody can use any more goes when its turn has come.
+        """
         if keep == 0:
             return
-        own = [u for u in self.updates(group) if self._own_manifest(group, u) is not None]
-        for update in own[keep:]:
+        kept = 0
+        for update in self.updates(group):
+            try:
+                self.manifest(group, update)
+                kept += 1
+                if kept <= keep:
+                    continue
+            except SnapshotMissing:
+                # Another run's.
+                continue
+            except SnapshotRejected:
+                if kept < keep:
+                    continue
             # The manifest first: what a reader may still find must be whole.
             self.store.delete(f"{group_folder(group)}/{update:010d}.json")
             self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")
