@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     _add_launch(subcommands)
     _add_status(subcommands)
+    _add_report(subcommands)
 
     export = subcommands.add_parser(
         "export", help="turn a codistilled checkpoint into one that stock fairseq reads"
@@ -161,6 +162,47 @@ def _add_status(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(run=_status)
 
 
+def _add_report(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fairseq_codistill.report import KEYS
+
+    parser = subcommands.add_parser(
+        "report",
+        help="make tables and plots of the logs of any number of runs",
+        usage="codistill report RUN... [--as LABEL RUN...]... [options]",
+        description=(
+            "Write report.md, with a table and plots, on runs with fairseq's log format json or\n"
+            "simple. A RUN is a launch's --out, the folder of a plain run with a log in it, or a\n"
+            "log. Runs that differ in their seed only share one line of the table and the plots,\n"
+            "a mean with a band over seeds and groups."
+        ),
+        epilog=KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a folder or a log")
+    parser.add_argument(
+        "--as",
+        action="append",
+        nargs="+",
+        default=[],
+        dest="labelled",
+        metavar=("LABEL", "RUN"),
+        help="put these runs into one line of that name, as in --as all_reduce runs/ar-seed*",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="where to write (default: ./report)",
+    )
+    parser.add_argument("--html", action="store_true", help="report.html too, one page by itself")
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="report.json too, the raw numbers"
+    )
+    parser.set_defaults(run=_report)
+
+
 def _seconds(text: str) -> float:
     try:
         number = float(text)
@@ -216,6 +258,12 @@ def _status(options: argparse.Namespace) -> int:
     from fairseq_codistill.status.show import status
 
     return status(options.place, options.watch, options.as_json)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fairseq_codistill.report.show import report
+
+    return report(options.runs, options.labelled, options.out, options.html, options.as_json)
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ ROOMS = {
     "tasks": {"codistillation", "criterions", "sentences"},
     "launch": {"errors", "installed", "__version__"},
     "status": {"errors", "exchange", "launch"},
+    "report": {"errors", "launch"},
 }
 FRAMEWORKS = {"fairseq", "fairseq_cli", "torchvision"}
 

@@ -1,0 +1,26 @@
+"""``codistill report``: tables and pictures of what any number of runs have logged.
+
+``runs`` finds the logs of what the user named, ``logs`` parses them, ``settings`` tells which
+runs differ in their seed only and ``labels`` puts these into one line. ``series`` makes a mean
+and a band of several curves, ``table`` the numbers, ``plots`` the pictures. ``content`` says what
+a report holds, ``markdown``, ``page`` and ``document`` say it, ``show`` ties them together.
+Nothing here imports torch or fairseq.
+"""
+
+# For --help, which loads none of the modules here.
+KEYS = """\
+keys of report.json (what is not known is null; updates and values are lists alike):
+  format           1
+  notes            sentences about what was left out or is odd
+  labels           one for each line of the table:
+    label, codistilled
+    spreads        over its models: best_nll, best_update, last_nll, updates,
+                   words_per_second, alpha, staleness, stall_share, seconds and
+                   restarts, each null or mean, min, max
+    models         each model, that is each group of each run:
+      log, run, group, seed, run_id, git_commit
+      figures      the same keys, each a number; nll in bits a token,
+                   staleness in updates, stall_share of seconds
+      curves       train_nll, train_loss, valid_nll, alpha, codistill_loss,
+                   staleness, each as logged: updates, values
+"""

@@ -1,0 +1,373 @@
+"""What a report holds, however it is written: sentences, tables and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fairseq_codistill.report import labels as grouping
+from fairseq_codistill.report import plots, series, table
+from fairseq_codistill.report.labels import Label
+from fairseq_codistill.report.series import Band, Curve
+from fairseq_codistill.report.settings import difference
+from fairseq_codistill.report.table import Figures, Spread
+
+# A training curve is drawn as its running mean over this share of all updates.
+SMOOTHING = 1 / 50
+
+MOST_SETTINGS = 16
+# Settings that are of interest although only some of the runs have them.
+TELLING = {
+    *("criterion", "label_smoothing", "codistill_num_groups", "codistill_interval"),
+    *("codistill_alpha", "codistill_alpha_growth", "codistill_mode"),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How one of ``series.QUANTITIES`` is drawn.
+
+    Attributes:
+        file: the picture's, without its ending.
+        quantity: what it shows.
+        title: above it.
+        unit: along its axis.
+        digits: how to write a value.
+        smooth: draw running means.
+        cut: leave the high values of the beginning out.
+        second_half: show that alone.
+        rows: one axis for each label.
+    """
+
+    file: str
+    quantity: str
+    title: str
+    unit: str
+    digits: str
+    smooth: bool = False
+    cut: bool = False
+    second_half: bool = False
+    rows: bool = False
+
+
+_NLL = "bits a token (NLL, base 2)"
+PLOTS = (
+    Plot("valid_nll", "valid_nll", "Validation NLL", _NLL, ".3f", cut=True),
+    Plot(
+        *("valid_nll_end", "valid_nll", "Validation NLL, second half", _NLL, ".3f"),
+        second_half=True,
+    ),
+    Plot("train_nll", "train_nll", "Training NLL", _NLL, ".3f", smooth=True, cut=True),
+    Plot(
+        *("train_loss", "train_loss", "Training loss"),
+        *("bits a token, (cross-entropy + α D) / ln 2", ".3f"),
+        smooth=True,
+        cut=True,
+    ),
+    Plot("alpha", "alpha", "α, the weight of the divergence", "α (no unit)", ".3g"),
+    Plot(
+        *("codistill_loss", "codistill_loss", "Divergence from the peers (codistill_loss)"),
+        *("D a token, without α", ".3g"),
+        cut=True,
+    ),
+    Plot(
+        *("staleness", "staleness", "Staleness of the peers"),
+        *("updates (own − peer's)", ".0f"),
+        rows=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the first ``names`` columns are text, the others numbers."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    names: int
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, what it shows and what it says to those who cannot see it."""
+
+    file: str
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Content:
+    """All of a report, in the order in which it is read."""
+
+    title: str
+    summary: list[str]
+    main: Table
+    pictures: list[Picture]
+    tables: list[Table]
+    notes: list[str]
+
+
+def build(labels: Sequence[Label]) -> Content:
+    """Work out and draw everything."""
+    notes = [note for label in labels for run in label.runs for note in run.notes]
+    notes += grouping.notes(labels)
+    notes += [note for label in labels for note in _odd(label)]
+    pictures = []
+    for plot in PLOTS:
+        picture, said = _picture(plot, labels)
+        notes += said
+        if picture is not None:
+            pictures.append(picture)
+    if not any(label.codistilled for label in labels):
+        notes.append("No run here has peers, so there is no picture of alpha, D and staleness.")
+    tables = [_models(labels)] if any(len(label.models) > 1 for label in labels) else []
+    tables += [*_settings(labels), _places(labels)]
+    return Content("Codistillation report", summary(labels), _main(labels), pictures, tables, notes)
+
+
+def summary(labels: Sequence[Label]) -> list[str]:
+    """Say in one sentence a label what its best validation NLL is."""
+    said = []
+    for label in labels:
+        spread = _spreads(label)
+        best, where = spread["best_nll"], spread["best_update"]
+        models = f"{len(label.models)} models, " if len(label.models) > 1 else ""
+        if best is None:
+            text = f"no validation in {_whole(spread['updates'])} updates"
+        else:
+            text = f"best validation NLL {_nll(best)} at update {_whole(where)}"
+        said.append(f"{label.name}: {models}{text}")
+    return said
+
+
+def _main(labels: Sequence[Label]) -> Table:
+    several = any(len(label.models) > 1 for label in labels)
+    header = ["run", "models"] if several else ["run"]
+    header += [*("best valid NLL", "at update", "last valid NLL", "updates", "words/s")]
+    header += [*("α at the end", "staleness", "stalled", "restarts")]
+    rows = []
+    for label in labels:
+        spread = _spreads(label)
+        restarts = spread["restarts"]
+        total = "-" if restarts is None else f"{restarts.mean * len(label.models):.0f}"
+        rows.append(
+            [
+                label.name,
+                *([str(len(label.models))] if several else []),
+                _nll(spread["best_nll"]),
+                _whole(spread["best_update"]),
+                _nll(spread["last_nll"]),
+                _whole(spread["updates"]),
+                _rate(spread["words_per_second"]),
+                _number(spread["alpha"], ".3g"),
+                _number(spread["staleness"], ".0f"),
+                _share(spread["stall_share"]),
+                total,
+            ]
+        )
+    caption = (
+        "NLL in bits a token (base 2), lower is better; words/s: median over the training lines, "
+        "of all workers of a model together; staleness: mean, own update minus the peer "
+        "snapshot's; stalled: share of the time in which training waited on the exchange; "
+        "restarts: of all models together."
+    )
+    if several:
+        caption = (
+            "A mean over the models of a line, every group of every run of it, and in brackets "
+            f"the least and the greatest. {caption}"
+        )
+    return Table("Runs", header, rows, 1, caption)
+
+
+def _models(labels: Sequence[Label]) -> Table:
+    header = ["run", "log", "group", "seed", "best valid NLL", "at update", "last valid NLL"]
+    header += ["updates", "words/s", "α at the end", "staleness", "stalled", "restarts"]
+    rows = []
+    for label in labels:
+        for run in label.runs:
+            for model in run.models:
+                one = table.spreads([table.figures(model.log)])
+                rows.append(
+                    [
+                        label.name,
+                        run.named,
+                        str(model.group),
+                        "-" if model.seed is None else str(model.seed),
+                        _nll(one["best_nll"]),
+                        _whole(one["best_update"]),
+                        _nll(one["last_nll"]),
+                        _whole(one["updates"]),
+                        _rate(one["words_per_second"]),
+                        _number(one["alpha"], ".3g"),
+                        _number(one["staleness"], ".0f"),
+                        _share(one["stall_share"]),
+                        _whole(one["restarts"]),
+                    ]
+                )
+    return Table("Each model", header, rows, 2)
+
+
+def _settings(labels: Sequence[Label]) -> list[Table]:
+    """Give a table of the settings in which the labels differ, if they do and it is known."""
+    known = [label for label in labels if label.runs[0].settings]
+    if len(known) < 2:
+        return []
+    settings = [label.runs[0].settings for label in known]
+    names = [
+        name
+        for name in difference(settings)
+        if name in TELLING or len({one[name] for one in settings if name in one}) > 1
+        if name != "task"
+    ]
+    if not names:
+        return []
+    names.sort(key=lambda name: name not in TELLING)
+    more = len(names) - MOST_SETTINGS
+    caption = f"and {more} more" if more > 0 else ""
+    names = names[:MOST_SETTINGS]
+    rows = [[name, *(one.get(name, "-").strip("'") for one in settings)] for name in names]
+    header = ["setting", *(label.name for label in known)]
+    return [Table("Settings that differ", header, rows, len(header), caption)]
+
+
+def _places(labels: Sequence[Label]) -> Table:
+    rows = [
+        [
+            label.name,
+            run.named,
+            str(len(run.models)),
+            run.run_id or "-",
+            (run.git_commit or "-")[:10],
+        ]
+        for label in labels
+        for run in label.runs
+    ]
+    return Table("Where it comes from", ["run", "log", "models", "run id", "commit"], rows, 5)
+
+
+def _odd(label: Label) -> list[str]:
+    said = []
+    for model in label.models:
+        log, name = model.log, model.path
+        if log.torn:
+            lines = "1 line" if log.torn == 1 else f"{log.torn} lines"
+            said.append(f"{name}: {lines} could not be read and are left out.")
+        if not log.inner:
+            said.append(f"{name}: no line within an epoch; training is shown as epochs' means.")
+        for line in [*log.train, *log.valid]:
+            if not math.isfinite(line.values.get("loss", 0.0)):
+                said.append(f"{name}: a loss that is not finite, first at update {line.update}.")
+                break
+    return said
+
+
+def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[str]]:
+    lines, notes, measured = [], [], True
+    curves = {label.name: _curves(plot, label) for label in labels}
+    longest = max((one.updates[-1] for some in curves.values() for one in some), default=0.0)
+    window = longest * SMOOTHING if plot.smooth else 0.0
+    for place, label in enumerate(labels):
+        some = curves[label.name]
+        if not some:
+            continue
+        band = series.band([series.smooth(one, window) for one in some])
+        if band is None:
+            notes.append(
+                f"{label.name}, {plot.title}: no update is covered by all of its models, so there "
+                "is no mean to draw."
+            )
+            continue
+        measured &= band.measured
+        notes += _uneven(plot, label, band, some)
+        lines.append(plots.Series(label.name, band, place, not label.codistilled))
+    if not lines:
+        return None, notes
+    if plot.second_half and not any(len(one.band.updates) > 2 for one in lines):
+        return None, []
+    if plot.rows:
+        png = plots.draw_rows(plot.title, plot.unit, lines, plot.digits)
+        values = [one.band.mean.mean() for one in lines]
+    else:
+        begin = longest / 2 if plot.second_half else 0.0
+        png = plots.draw(plot.title, plot.unit, lines, plot.digits, plot.cut, begin)
+        values = [one.band.mean[-1] for one in lines]
+    said = ", ".join(
+        f"{one.label} {plots.number(value, plot.digits)}"
+        for one, value in zip(lines, values, strict=True)
+    )
+    what = "their means are" if plot.rows else "the lines end at"
+    alt = f"{plot.title}, {plot.unit}, against updates; {what}: {said}."
+    caption = _caption(plot, lines, window, measured)
+    return Picture(f"{plot.file}.png", plot.title, caption, alt, png), notes
+
+
+def _curves(plot: Plot, label: Label) -> list[Curve]:
+    if plot.quantity in ("alpha", "codistill_loss", "staleness") and not label.codistilled:
+        return []
+    return [one for model in label.models if len(one := series.curve(model.log, plot.quantity))]
+
+
+def _uneven(plot: Plot, label: Label, band: Band, some: Sequence[Curve]) -> list[str]:
+    """Say that the mean ends before some of its models do; once a label, of the training NLL."""
+    last = max(float(one.updates[-1]) for one in some)
+    if plot.quantity != "train_nll" or last <= float(band.updates[-1]):
+        return []
+    return [
+        f"{label.name}: its models have come to different updates; its line ends at "
+        f"{band.updates[-1]:,.0f}, the furthest is at {last:,.0f}."
+    ]
+
+
+def _caption(plot: Plot, lines: Sequence[plots.Series], window: float, measured: bool) -> str:
+    said = [f"The number is the line's {'mean' if plot.rows else 'last value'}."]
+    if any(one.band.curves > 1 for one in lines):
+        said.append("Line: mean over the models of a run; band: least to greatest.")
+    if {one.dashed for one in lines} == {True, False}:
+        said.append("Dashed: trained without peers.")
+    if plot.smooth and window >= 1:
+        said.append(f"Each curve is a running mean over {window:,.0f} updates.")
+    if not measured:
+        said.append("Between the updates that a model logged, its values are interpolated.")
+    if plot.cut and plots.limits(lines) is not None:
+        said.append("The high values of the beginning are left out.")
+    return " ".join(said)
+
+
+def _spreads(label: Label) -> dict[str, Spread | None]:
+    figures: list[Figures] = [table.figures(model.log) for model in label.models]
+    return dict(table.spreads(figures))
+
+
+def _nll(spread: Spread | None) -> str:
+    return _number(spread, ".3f")
+
+
+def _whole(spread: Spread | None) -> str:
+    """Give the one number that all have, or the range."""
+    if spread is None:
+        return "-"
+    if spread.min == spread.max:
+        return f"{spread.min:,.0f}"
+    return f"{spread.min:,.0f} to {spread.max:,.0f}"
+
+
+def _rate(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread.mean:,.0f}"
+
+
+def _share(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{100 * spread.mean:.2g} %"
+
+
+def _number(spread: Spread | None, digits: str) -> str:
+    if spread is None:
+        return "-"
+    three = (spread.mean, spread.min, spread.max)
+    mean, low, high = (plots.number(value, digits) for value in three)
+    return mean if low == high else f"{mean} ({low} to {high})"

@@ -1,0 +1,109 @@
+"""The numbers of each model, and their spread over the models of a label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean, median
+
+from fairseq_codistill.report.logs import Line, Log
+
+NLL = ("nll_loss", "loss")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What there is to say of one model in numbers; None where the log does not tell.
+
+    Attributes:
+        best_nll: lowest validation NLL, in bits a token.
+        best_update: where that was, the first time.
+        last_nll: the newest validation NLL.
+        updates: how many it has trained for.
+        words_per_second: median of what the training lines say, of all workers of the model.
+        alpha: the newest.
+        staleness: mean over the training lines that have one, in updates.
+        stall_share: of the time, how much the training thread waited on the exchange.
+        seconds: time trained, validation and saving included.
+        restarts: how often training began anew.
+    """
+
+    best_nll: float | None
+    best_update: float | None
+    last_nll: float | None
+    updates: float | None
+    words_per_second: float | None
+    alpha: float | None
+    staleness: float | None
+    stall_share: float | None
+    seconds: float | None
+    restarts: float | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, least and greatest of one number over several models."""
+
+    mean: float
+    min: float
+    max: float
+
+
+def figures(log: Log) -> Figures:
+    """Work out the numbers of one model."""
+    validated = [(nll, line.update) for line in log.valid if (nll := _nll(line)) is not None]
+    finite = [one for one in validated if math.isfinite(one[0])]
+    best = min(finite, default=None)
+    train = log.train
+    seconds = _seconds(train)
+    stalls = _all(train, "codistill_stall")
+    rates = _all(train, "wps")
+    ages = _all(train, "codistill_staleness")
+    alphas = _all(train, "codistill_alpha")
+    return Figures(
+        best_nll=best[0] if best else None,
+        best_update=best[1] if best else None,
+        last_nll=validated[-1][0] if validated else None,
+        updates=max(line.update for line in [*log.inner[-1:], *log.epochs[-1:], *log.valid[-1:]]),
+        words_per_second=median(rates) if rates else None,
+        alpha=alphas[-1] if alphas else None,
+        staleness=fmean(ages) if ages else None,
+        stall_share=sum(stalls) / seconds if stalls and seconds else None,
+        seconds=seconds,
+        restarts=log.restarts,
+    )
+
+
+def spreads(models: Sequence[Figures]) -> Mapping[str, Spread | None]:
+    """Give the spread of each of the ``Figures`` over those models that have it."""
+    return {one.name: _spread([getattr(m, one.name) for m in models]) for one in fields(Figures)}
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if any(math.isnan(value) for value in known):
+        return Spread(math.nan, math.nan, math.nan)
+    return Spread(fmean(known), min(known), max(known))
+
+
+def _nll(line: Line) -> float | None:
+    return next((line.values[name] for name in NLL if name in line.values), None)
+
+
+def _all(lines: Sequence[Line], key: str) -> list[float]:
+    return [line.values[key] for line in lines if key in line.values]
+
+
+def _seconds(lines: Sequence[Line]) -> float | None:
+    """Add up fairseq's clock, which a resumed run takes up where the checkpoint left it.
+
+    It starts from nothing again if a run is resumed with its meters reset.
+    """
+    clock = _all(lines, "wall")
+    if not clock:
+        return None
+    grown = [now - before if now >= before else now for before, now in zip(clock, clock[1:])]  # noqa: B905
+    return clock[0] + sum(grown)
