@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fairseq_codistill.report import labels as grouping
 from fairseq_codistill.report import plots, series, table
 from fairseq_codistill.report.labels import Label
@@ -13,7 +15,7 @@ from fairseq_codistill.report.series import Band, Curve
 from fairseq_codistill.report.settings import difference
 from fairseq_codistill.report.table import Figures, Spread
 
-# A training curve is drawn as its running mean over this share of all updates.
+# A training curve is drawn as its running mean over this share of all updates, and three lines.
 SMOOTHING = 1 / 50
 
 MOST_SETTINGS = 16
@@ -68,7 +70,7 @@ PLOTS = (
     Plot("alpha", "alpha", "α, the weight of the divergence", "α (no unit)", ".3g"),
     Plot(
         *("codistill_loss", "codistill_loss", "Divergence from the peers (codistill_loss)"),
-        *("D a token, without α", ".3g"),
+        *("D (mean a token, α left out)", ".3g"),
         cut=True,
     ),
     Plot(
@@ -271,7 +273,7 @@ def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[
     lines, notes, measured = [], [], True
     curves = {label.name: _curves(plot, label) for label in labels}
     longest = max((one.updates[-1] for some in curves.values() for one in some), default=0.0)
-    window = longest * SMOOTHING if plot.smooth else 0.0
+    window = _window([one for some in curves.values() for one in some]) if plot.smooth else 0.0
     for place, label in enumerate(labels):
         some = curves[label.name]
         if not some:
@@ -311,6 +313,13 @@ def _curves(plot: Plot, label: Label) -> list[Curve]:
     if plot.quantity in ("alpha", "codistill_loss", "staleness") and not label.codistilled:
         return []
     return [one for model in label.models if len(one := series.curve(model.log, plot.quantity))]
+
+
+def _window(curves: Sequence[Curve]) -> float:
+    """Give the width of the running mean, in updates."""
+    between = [float(np.median(np.diff(one.updates))) for one in curves if len(one) > 1]
+    longest = max((float(one.updates[-1]) for one in curves), default=0.0)
+    return max(longest * SMOOTHING, 3 * max(between, default=0.0))
 
 
 def _uneven(plot: Plot, label: Label, band: Band, some: Sequence[Curve]) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.report.series import Band
 
@@ -109,7 +111,9 @@ def draw(
     axes.set_xlabel("updates", color=INK)
     axes.set_ylabel(unit, color=INK)
     for place, one in enumerate(series):
-        _line(axes, one, place / len(series), faint=len(series) > 4)
+        # Of lines on top of each other, each leaves an edge of those below to be seen.
+        below = sum(_same(one, other) for other in series[place + 1 :])
+        _line(axes, one, place / len(series), faint=len(series) > 4, wider=2.0 * below)
     shown = _range(series, begin) if begin else limits(series) if cut else None
     if shown is not None and shown[0] < shown[1]:
         edge = 0.05 * (shown[1] - shown[0])
@@ -134,7 +138,7 @@ def draw_rows(title: str, unit: str, series: Sequence[Series], digits: str) -> b
     for place, (one, name) in enumerate(zip(series, names, strict=True)):
         axes = sheet.axes(height - row - place * (row + ROW_GAP), row)
         _dress(axes)
-        _line(axes, one, 0.0, faint=False)
+        _line(axes, one, None)
         axes.set_xlim(0, _last(series))
         axes.set_ylim(low - edge, high + edge)
         axes.locator_params(axis="y", nbins=3 if row < 1 else 5)
@@ -243,23 +247,41 @@ def _dress(axes: Axes) -> None:
         axes.spines[side].set_color("#888888")
 
 
-def _line(axes: Axes, one: Series, shift: float, faint: bool) -> None:
-    """Draw one line; ``shift`` moves its marks along, so that those of several keep apart."""
+def _same(one: Series, other: Series) -> bool:
+    return np.array_equal(one.band.updates, other.band.updates) and np.allclose(
+        one.band.mean, other.band.mean
+    )
+
+
+def _line(
+    axes: Axes, one: Series, shift: float | None, faint: bool = False, wider: float = 0.0
+) -> None:
+    """Draw one line.
+
+    Args:
+        axes: where.
+        one: what.
+        shift: how far to move its marks, of the way to the next one, so that those of several
+            lines keep apart; None for no marks.
+        faint: let other bands be seen through its own.
+        wider: points to add to its width.
+    """
     band, colour = one.band, _colour(one)
     if band.curves > 1:
         axes.fill_between(
             band.updates, band.low, band.high, color=colour, alpha=0.10 if faint else 0.2, lw=0
         )
+    mark = "" if shift is None else _mark(one)
     every = max(1, len(band.updates) // 5)
     axes.plot(
         band.updates,
         band.mean,
         color=colour,
-        linewidth=1.6,
+        linewidth=1.6 + wider,
         linestyle=(0, (4, 1.6)) if one.dashed else "solid",
-        marker=_mark(one) or ("o" if len(band.updates) == 1 else ""),
+        marker=mark or ("o" if len(band.updates) == 1 else ""),
         markersize=4.5,
-        markevery=(int(shift * every), every),
+        markevery=(int((shift or 0) * every), every),
     )
 
 
