@@ -2,8 +2,6 @@
 
 import math
 import os
-import pickle
-import random
 import re
 import signal
 import subprocess
@@ -14,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import BIN, CODISTILL, SETTINGS, environment
 
@@ -225,105 +222,3 @@ class Watch(threading.Thread):
             found = pattern.search(line)
             if found:
                 self._events[group, kind].append(Event(now, group, kind, tuple(found.groups())))
-
-
-class Vandal:
-    """Damages an exchange behind the back of everybody who uses it.
-
-    Args:
-        fs: where the exchange is; for an object store not by way of the proxy.
-        root: the exchange's path there.
-        marker: a file that a pickle would write if it ran.
-    """
-
-    def __init__(self, fs: Any, root: str, marker: Path) -> None:
-        self._fs = fs
-        self._root = root.rstrip("/")
-        self._marker = marker
-
-    def updates(self, group: int) -> list[int]:
-        """The updates that a group has snapshots of, the newest last."""
-        names = [path.rsplit("/", 1)[-1] for path in self._list(f"group-{group}")]
-        return sorted(int(name[:10]) for name in names if re.fullmatch(r"\d{10}\.json", name))
-
-    def read(self, name: str) -> bytes:
-        """What is stored under a name, such as ``group-0/alive.json``."""
-        return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-
-    def write(self, name: str, data: bytes) -> None:
-        """Store something; in a folder in place, not all at once."""
-        self._fs.pipe_file(f"{self._root}/{name}", data)
-
-    def truncate(self, name: str, rng: random.Random) -> str:
-        """Leave only the beginning of a file."""
-        data = self.read(name)
-        left = rng.choice([0, 1, 7, rng.randrange(len(data)), len(data) - 1])
-        self.write(name, data[:left])
-        return f"{name} keeps {left} of {len(data)} bytes"
-
-    def overwrite(self, name: str, older: str, rng: random.Random, how: str) -> str:
-        """Put something else into a file: ``how`` is a key of ``OVERWRITES``."""
-        self.write(name, OVERWRITES[how](self, name, older, rng))
-        return f"{name} becomes {how}"
-
-    def remove(self, prefix: str) -> str:
-        """Remove a folder with all that is in it, or a file."""
-        path = f"{self._root}/{prefix}".rstrip("/")
-        # Its owners write into it at this very moment.
-        for _ in range(20):
-            try:
-                self._fs.rm(path, recursive=True)
-            except FileNotFoundError:
-                break
-            except OSError:
-                continue
-            break
-        return f"{prefix or 'the whole exchange'} is removed"
-
-    def _list(self, folder: str) -> list[str]:
-        self._fs.invalidate_cache()
-        try:
-            return [str(path) for path in self._fs.ls(f"{self._root}/{folder}", detail=False)]
-        except FileNotFoundError:
-            return []
-
-    def _random(self, name: str, _older: str, rng: random.Random) -> bytes:
-        return rng.randbytes(len(self.read(name)))
-
-    def _flip(self, name: str, _older: str, rng: random.Random) -> bytes:
-        data = bytearray(self.read(name))
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        return bytes(data)
-
-    def _older(self, _name: str, older: str, _rng: random.Random) -> bytes:
-        return self.read(older)
-
-    def _poison(self, name: str, _older: str, _rng: random.Random) -> bytes:
-        data = self.read(name)
-        if name.endswith(".json"):
-            return data.replace(b'"sha256": "', b'"sha256": "0')
-        body = 8 + int.from_bytes(data[:8], "little")
-        # In bfloat16 and in float32 some 12,000: finite, and a catastrophe in any layer.
-        return data[:body] + (b"\x40\x46" * len(data))[: len(data) - body]
-
-    def _pickle(self, _name: str, _older: str, _rng: random.Random) -> bytes:
-        return pickle.dumps(_Trap(str(self._marker)))
-
-
-OVERWRITES = {
-    "random bytes": Vandal._random,
-    "itself but for one bit": Vandal._flip,
-    "an older one's content": Vandal._older,
-    "a well-formed file of huge numbers": Vandal._poison,
-    "a pickle": Vandal._pickle,
-}
-
-
-class _Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, marker: str) -> None:
-        self._marker = marker
-
-    def __reduce__(self) -> tuple:
-        return Path(self._marker).write_text, ("a pickle was run",)
