@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,6 +153,18 @@ def test_the_same_death_before_training_is_not_tried_for_ever(tmp_path):
     assert (status, states) == (1, [State.GAVE_UP])
     assert "restart 1 of 9" in said
     assert "restart 2 of 9" not in said
+
+
+def test_the_pause_grows_until_there_is_training(tmp_path):
+    # Three deaths in vain, each of another kind, one in training, and one more in vain.  From a
+    # file: a command is in the log too, where its text would be read as training.
+    line = '2026-01-01 00:00:00 | INFO | train_inner | {"update": "1"}'
+    death = tmp_path / "death.sh"
+    death.write_text(f"echo death $RESTARTS; test $RESTARTS = 3 && echo '{line}'; exit 1")
+    patience = Patience(max_restarts=5, backoff=0.01)
+    _, _, said = run(tmp_path, f"sh {death}", patience=patience)
+    pauses = re.findall(r"restart \d of 5 in (\S+) s", said)
+    assert pauses == ["0.01", "0.02", "0.04", "0.01", "0.01"]
 
 
 def test_a_command_that_is_not_there_leaves_nothing_running(tmp_path):

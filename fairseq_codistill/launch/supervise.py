@@ -65,7 +65,7 @@ class Patience:
 
     Attributes:
         max_restarts: restarts of one group.
-        backoff: seconds before the first restart, doubled for each further one.
+        backoff: seconds before a restart, doubled for each further one without any training.
         grace: seconds from SIGTERM to SIGKILL.
     """
 
@@ -166,6 +166,7 @@ class Group:
         self.name = name
         self.state = State.FINISHED if finished.reached else State.WAITING
         self.restarts = 0
+        self._in_vain = 0
         self.progress = Progress()
         self._start = start
         self._reader = LogReader(log, self.progress)
@@ -297,7 +298,9 @@ class Group:
                 f"{self.name} {how}, {why}: gave up; the end of {failed.log}:\n{excerpt}"
             )
             return
-        delay = min(self._patience.backoff * 2**self.restarts, _LONGEST_BACKOFF)
+        # A death in the middle of training has nothing to do with those before it.
+        self._in_vain = 0 if self.progress.trained else self._in_vain + 1
+        delay = min(self._patience.backoff * 2 ** max(0, self._in_vain - 1), _LONGEST_BACKOFF)
         self.restarts += 1
         self._start_at = now + delay
         self.state = State.WAITING
