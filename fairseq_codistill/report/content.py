@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairseq_codistill.errors import UserError
 from fairseq_codistill.report import labels as grouping
 from fairseq_codistill.report import plots, series, table
 from fairseq_codistill.report.labels import Label
@@ -116,7 +117,11 @@ class Content:
 
 
 def build(labels: Sequence[Label]) -> Content:
-    """Work out and draw everything."""
+    """Work out and draw everything.
+
+    Raises:
+        UserError: if the models of a label have no update of training in common.
+    """
     notes = [note for label in labels for run in label.runs for note in run.notes]
     notes += grouping.notes(labels)
     notes += [note for label in labels for note in _odd(label)]
@@ -280,10 +285,7 @@ def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[
             continue
         band = series.band([series.smooth(one, window) for one in some])
         if band is None:
-            notes.append(
-                f"{label.name}, {plot.title}: no update is covered by all of its models, so there "
-                "is no mean to draw."
-            )
+            notes.append(_apart(plot, label, some))
             continue
         measured &= band.measured
         notes += _uneven(plot, label, band, some)
@@ -307,6 +309,20 @@ def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[
     alt = f"{plot.title}, {plot.unit}, against updates; {what}: {said}."
     caption = _caption(plot, lines, window, measured)
     return Picture(f"{plot.file}.png", plot.title, caption, alt, png), notes
+
+
+def _apart(plot: Plot, label: Label, some: Sequence[Curve]) -> str:
+    """Say that there is no mean to draw; without one of the training there is no comparison."""
+    if plot.quantity == "train_loss":
+        spans = ", ".join(f"{one.updates[0]:.0f} to {one.updates[-1]:.0f}" for one in some)
+        raise UserError(
+            f"the models of {label.name} have no update in common ({spans}), so they have no mean; "
+            "give them labels of their own, each with --as LABEL RUN"
+        )
+    return (
+        f"{label.name}, {plot.title}: no update is covered by all of its models, so there is no "
+        "mean to draw."
+    )
 
 
 def _curves(plot: Plot, label: Label) -> list[Curve]:

@@ -21,6 +21,8 @@ _ASIDE = {
     *("no_last_checkpoints", "no_save_optimizer_state", "write_checkpoints_asynchronously"),
     *("max_tokens_valid", "batch_size_valid", "codistill_keep", "codistill_timeout"),
 }
+# Hydra's own logging, with the folder of the run in it.
+_NOT_SETTINGS = {"job_logging_cfg"}
 _NOTHING = {"", "None", "'None'", "False"}
 
 
@@ -37,7 +39,7 @@ def parse(text: str) -> Settings:
     found: dict[str, str] = {}
     parts = dict(_parts(tree.body))
     # What fairseq-train prints of the model repeats all the rest: the first of a name counts.
-    for part in sorted(parts, key=lambda name: name == "model"):
+    for part in sorted(parts.keys() - _NOT_SETTINGS, key=lambda name: (name == "model", name)):
         for name, value in _leaves(part, parts[part]):
             found.setdefault(name, value)
     return found

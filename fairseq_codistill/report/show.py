@@ -36,7 +36,7 @@ def report(
     for label in labelled:
         if len(label) < 2:
             raise UserError(f"--as {' '.join(label)} names no run; give --as LABEL RUN...")
-        if Path(label[0]).exists():
+        if "/" in label[0] and Path(label[0]).exists():
             raise UserError(
                 f"--as {' '.join(label)}: {label[0]} is there, so it looks like a run and not "
                 "like a label; give --as LABEL RUN..."

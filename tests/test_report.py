@@ -1,0 +1,504 @@
+"""`codistill report`: what it reads from logs, the numbers it makes of them, its pictures."""
+
+import io
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from fairseq_codistill import cli
+from fairseq_codistill.report import KEYS, labels, logs, plots, runs, series, settings, table
+
+PREFIX = "2026-01-01 00:00:00 | INFO | {} | "
+HYDRA = "[2026-01-01 00:00:00,123][{}][INFO] - "
+SETTINGS = (
+    "{'_name': None, 'common': {'_name': None, 'seed': SEED, 'cpu': True}, "
+    "'checkpoint': {'save_dir': 'DIR'}, 'optimization': {'max_update': 40, 'lr': [LR]}, "
+    "'model': Namespace(arch='transformer', seed=SEED, max_update='40', lr=[LR], tags={1: 2}), "
+    "'task': {'_name': 'TASK', 'codistill_group': 0, 'codistill_num_groups': GROUPS}, "
+    "'criterion': {'_name': 'cross_entropy'}, "
+    "'job_logging_cfg': {'handlers': {'filename': 'DIR'}}}"
+)
+
+
+@dataclass
+class Writer:
+    """Writes a log as fairseq does."""
+
+    prefix: str = PREFIX
+    form: str = "json"
+    lines: list[str] = field(default_factory=list)
+
+    def start(self, seed=1, folder="here", lr="0.1", groups=1):
+        text = SETTINGS.replace("SEED", str(seed)).replace("DIR", str(folder)).replace("LR", lr)
+        task = "codistill_translation" if groups > 1 else "translation"
+        text = text.replace("GROUPS", str(groups)).replace("TASK", task)
+        self.lines.append(self.prefix.format("fairseq_cli.train") + text)
+        return self
+
+    def inner(self, update, **values):
+        values = {**values, "num_updates": update}
+        if self.form == "json":
+            said = json.dumps({"epoch": 1, "update": 0.1} | {k: str(v) for k, v in values.items()})
+        else:
+            pairs = ", ".join(f"{key}={value}" for key, value in values.items())
+            said = f"epoch 001:  {update:4} / 400 {pairs}"
+        return self._say("train_inner", said)
+
+    def valid(self, update, subset="valid", **values):
+        values = {**values, "num_updates": update}
+        if self.form == "json":
+            named = {f"{subset}_{key}": str(value) for key, value in values.items()}
+            return self._say(subset, json.dumps({"epoch": 1} | named))
+        pairs = " | ".join(f"{key} {value}" for key, value in values.items())
+        return self._say(subset, f"epoch 001 | valid on '{subset}' subset | {pairs}")
+
+    def epoch(self, update, **values):
+        values = {**values, "num_updates": update}
+        if self.form == "json":
+            named = {f"train_{key}": str(value) for key, value in values.items()}
+            return self._say("train", json.dumps({"epoch": 1} | named))
+        pairs = " | ".join(f"{key} {value}" for key, value in values.items())
+        return self._say("train", f"epoch 001 | {pairs}")
+
+    def _say(self, tag, said):
+        self.lines.append(self.prefix.format(tag) + said)
+        return self
+
+    def log(self) -> logs.Log:
+        log = logs.Log()
+        log.read(self.lines)
+        return log
+
+    def to(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(self.lines) + "\n")
+        return path
+
+
+def write_run(folder: Path, seed: int, groups: int = 1, shift: float = 0.0, lr="0.1") -> Path:
+    """A run of 40 updates; a launch's OUT if it has groups."""
+    for group in range(groups):
+        writer = Writer().start(seed + 1000003 * group, folder, lr, groups)
+        for update in range(2, 41, 2):
+            peers = {
+                "codistill_alpha": 0.1 + update / 100,
+                "codistill_peers": 1,
+                "codistill_loss": 2 - update / 40,
+                "codistill_staleness": update % 10 - 2,
+                "codistill_stall": 0.02,
+            }
+            nll = 3 + shift + 5 * math.exp(-update / 10) + 0.1 * group + 0.01 * seed
+            own = peers if groups > 1 else {}
+            writer.inner(update, loss=nll + 0.5, nll_loss=nll, wps=100, wall=update, **own)
+            if update % 10 == 0:
+                writer.valid(update, loss=nll + 1, nll_loss=nll + 1)
+        writer.to(folder / f"group-{group}" / "log.txt" if groups > 1 else folder / "log.txt")
+    return folder
+
+
+def report(capsys, *arguments: object) -> str:
+    assert cli.main(["report", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *arguments: object) -> str:
+    assert cli.main(["report", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("codistill: error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("form", ["json", "simple"])
+@pytest.mark.parametrize("prefix", [PREFIX, HYDRA, ""])
+def test_both_formats_with_each_prefix(form, prefix):
+    writer = Writer(prefix, form).start(seed=7)
+    writer.inner(20, loss=5.5, nll_loss="5e+00", codistill_staleness=-1.5, ppl="inf")
+    writer.valid(23, loss=4.5, nll_loss=4.25, best_loss=4.5)
+    writer.valid(23, subset="other", loss=9)
+    writer.epoch(23, loss=5.25, train_wall=3)
+    log = writer.log()
+    assert log.inner == [
+        logs.Line(
+            20,
+            log.inner[0].values
+            | {"loss": 5.5, "nll_loss": 5.0, "codistill_staleness": -1.5, "ppl": math.inf},
+        )
+    ]
+    assert log.valid == [
+        logs.Line(23, log.valid[0].values | {"loss": 4.5, "nll_loss": 4.25, "best_loss": 4.5})
+    ]
+    assert log.epochs == [logs.Line(23, log.epochs[0].values | {"loss": 5.25, "train_wall": 3})]
+    assert log.train is log.inner
+    assert settings.parse(log.settings)["seed"] == "7"
+    assert (log.restarts, log.torn) == (0, 0)
+
+
+def test_what_is_no_line_of_numbers():
+    writer = Writer()
+    writer.lines += [
+        "epoch 1 is about num_updates",
+        PREFIX.format("train_inner") + '{"epoch": 3, "num_updates": "12", torn',
+        PREFIX.format("x") + "num_updates=3, loss=3",
+        PREFIX.format("x") + "[1, 2] num_updates",
+        '{"num_updates": null, "loss": "3"}',
+        "{'num_updates': 3}",
+    ]
+    log = writer.inner(4, loss=2, lr="None").log()
+    assert [line.update for line in log.inner] == [4]
+    assert "lr" not in log.inner[0].values
+    assert log.torn == 2
+    assert not log.valid
+
+
+def test_a_restart_takes_the_place_of_what_it_repeats():
+    writer = Writer().start()
+    writer.inner(10, loss=9, wall=10).valid(15, loss=8).inner(20, loss=7, wall=20)
+    writer.inner(25, loss=6, wall=25).valid(25, loss=6)
+    # From the checkpoint of update 15: 20 comes again, 25 never does.
+    writer.start().inner(20, loss=3, wall=18).inner(30, loss=2, wall=30)
+    log = writer.log()
+    assert [(line.update, line.values["loss"]) for line in log.inner] == [(10, 9), (20, 3), (30, 2)]
+    assert [line.update for line in log.valid] == [15]
+    assert log.restarts == 1
+    assert table.figures(log).seconds == 30
+
+
+def test_the_same_update_again_counts_once():
+    log = Writer().inner(10, loss=9).inner(10, loss=8).valid(10, loss=7).valid(10, loss=6).log()
+    assert [line.values["loss"] for line in [*log.inner, *log.valid]] == [8, 6]
+    assert log.restarts == 0
+
+
+def test_restarts_by_launch_and_without_any_heading():
+    writer = Writer()
+    writer.lines += [PREFIX.format("codistill.launch") + "fairseq-train x"] * 3
+    assert writer.log().restarts == 2
+    assert Writer().inner(10, loss=1).inner(5, loss=1).inner(10, loss=1).log().restarts == 1
+
+
+def test_the_numbers_of_a_model():
+    writer = Writer().start()
+    writer.inner(10, loss=9, wps=100, wall=4, codistill_alpha=0, codistill_stall=0)
+    writer.valid(10, loss=7, nll_loss=3.5)
+    writer.inner(20, wps=300, wall=8, codistill_alpha=0.5, codistill_stall=1, codistill_staleness=4)
+    writer.valid(20, loss=6, nll_loss=2.5)
+    writer.inner(30, wps=140, wall=10, codistill_alpha=1, codistill_stall=2, codistill_staleness=-1)
+    writer.valid(33, loss=5, nll_loss=2.75)
+    assert table.figures(writer.log()) == table.Figures(
+        best_nll=2.5,
+        best_update=20,
+        last_nll=2.75,
+        updates=33,
+        words_per_second=140,
+        alpha=1,
+        staleness=1.5,
+        stall_share=0.3,
+        seconds=10,
+        restarts=0,
+    )
+
+
+def test_the_numbers_of_a_log_that_tells_little():
+    one = table.figures(Writer().epoch(5, loss=3).log())
+    assert one.updates == 5
+    assert {one.best_nll, one.last_nll, one.words_per_second, one.alpha, one.stall_share} == {None}
+    # Without label smoothing fairseq's cross_entropy logs its NLL as loss alone.
+    assert table.figures(Writer().inner(1, loss=1).valid(5, loss=3).log()).best_nll == 3
+    broken = table.figures(Writer().inner(1, loss=1).valid(5, loss=3).valid(6, loss="nan").log())
+    assert broken.best_nll == 3
+    assert math.isnan(broken.last_nll)
+    # The clock begins again if a run goes on with its meters reset.
+    assert table.figures(Writer().inner(1, wall=7).inner(2, wall=5).log()).seconds == 12
+
+
+def test_the_spread_over_models():
+    models = [
+        table.figures(Writer().inner(5, wps=w).valid(5, loss=x).log())
+        for w, x in ((10, 2), (20, 3), (60, 7))
+    ]
+    spreads = table.spreads(models)
+    assert spreads["best_nll"] == table.Spread(4, 2, 7)
+    assert spreads["words_per_second"] == table.Spread(30, 10, 60)
+    assert spreads["alpha"] is None
+
+
+def curve(*points):
+    updates, values = zip(*points, strict=True)
+    return series.Curve(np.array(updates, float), np.array(values, float))
+
+
+def test_a_band_covers_what_all_curves_cover():
+    band = series.band([curve((0, 0), (10, 10), (20, 30)), curve((5, 1), (15, 1))])
+    assert band.updates.tolist() == [5, 10, 15]
+    assert band.mean.tolist() == [3, 5.5, 10.5]
+    assert band.low.tolist() == [1, 1, 1]
+    assert band.high.tolist() == [5, 10, 20]
+    assert (band.curves, band.measured) == (2, False)
+    assert series.band([curve((0, 1), (5, 1)), curve((6, 1), (9, 1))]) is None
+    assert series.band([]) is None
+    assert series.band([curve((3, 1)), curve((3, 2))]).measured
+
+
+def test_a_running_mean():
+    one = curve((0, 0), (10, 3), (20, 6), (40, 0))
+    assert series.smooth(one, 20).values.tolist() == [1.5, 3, 4.5, 0]
+    assert series.smooth(one, 0).values.tolist() == one.values.tolist()
+
+
+def test_what_is_not_finite_is_not_drawn():
+    log = Writer().inner(1, loss="nan").inner(2, loss=3).inner(3, loss="inf").log()
+    assert series.curve(log, "train_nll").updates.tolist() == [2]
+
+
+def test_settings_are_data_and_told_apart():
+    first = Writer().start(seed=1, folder="a").log().settings
+    again = Writer().start(seed=2, folder="b").log().settings
+    other = Writer().start(seed=1, folder="a", lr="0.2").log().settings
+    first, again, other = map(settings.parse, (first, again, other))
+    assert first["criterion"] == "'cross_entropy'"
+    assert settings.alike(first, again)
+    assert settings.difference([first, other]) == ["lr"]
+    assert not settings.alike({}, {})
+    assert settings.parse("{'a': __import__('os').abort()}") == {}
+    for text in ("", "{'a': ", "{'a': <Choice.a: 1>}", "(" * 5000):
+        assert settings.parse(text) == {}
+
+
+def test_seeds_share_a_line(tmp_path):
+    folders = [
+        write_run(tmp_path / name, seed, groups, lr=lr)
+        for name, seed, groups, lr in (
+            ("plain-seed11", 11, 1, "0.1"),
+            ("both_1", 1, 2, "0.1"),
+            ("plain-seed12", 12, 1, "0.1"),
+            ("both_2", 2, 2, "0.1"),
+            ("fast", 1, 1, "0.2"),
+        )
+    ]
+    found = labels.group([runs.find(str(folder)) for folder in folders], [])
+    assert [(label.name, len(label.models)) for label in found] == [
+        ("plain", 2),
+        ("both", 4),
+        ("fast", 1),
+    ]
+    assert [label.codistilled for label in found] == [False, True, False]
+    assert [model.seed for model in found[1].models] == [1, 1000004, 2, 1000005]
+    assert labels.notes(found) == []
+    given = labels.group([], [("mine", [runs.find(str(folders[i])) for i in (0, 4)])])
+    assert [label.name for label in given] == ["mine"]
+    assert labels.notes(given) == ["mine: its runs differ in more than the seed: lr."]
+
+
+def test_names_are_as_long_as_they_must_be(tmp_path):
+    for name, lr in (("x/run", "1"), ("y/run", "2"), ("t4", "3"), ("t41", "4")):
+        write_run(tmp_path / name, 1, lr=lr)
+    found = [str(tmp_path / name) for name in ("x/run", "y/run", "t4", "t41/log.txt")]
+    names = [label.name for label in labels.group([runs.find(run) for run in found], [])]
+    assert names == ["x/run", "y/run", "t4", "t41"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report on three plain and two codistilled seeds, and what it said."""
+    folder = tmp_path_factory.mktemp("report")
+    plain = [write_run(folder / f"plain-{seed}", seed, shift=0.2) for seed in (1, 2, 3)]
+    both = [write_run(folder / f"both-{seed}", seed, groups=2) for seed in (1, 2)]
+    out = folder / "out"
+    command = ["report", *plain, "--as", "both|<b>", *both, "--out", out, "--html", "--json"]
+    assert cli.main([str(word) for word in command]) == 0
+    return out
+
+
+def test_the_files(written):
+    pictures = {"valid_nll", "valid_nll_end", "train_nll", "train_loss"}
+    pictures |= {"alpha", "codistill_loss", "staleness"}
+    names = {f"{name}.png" for name in pictures} | {"report.md", "report.html", "report.json"}
+    assert {path.name for path in written.iterdir()} == names
+
+
+def test_the_table_has_the_numbers(written):
+    text = (written / "report.md").read_text()
+    rows = re.findall(r"^\| (plain|both\S*) +\| (.*) \|$", text, re.M)
+    cells = {name: [cell.strip() for cell in row.split("|")] for name, row in rows[:2]}
+    # Of the last update, 40: nll = 3 + shift + 5 exp(-4) + 0.1 group + 0.01 seed, valid + 1.
+    base = 4 + 5 * math.exp(-4)
+    plain, both = cells["plain"], cells[r"both\|\<b\>"[: len("both")] + r"\|\<b\>"]
+    assert plain[0] == "3"
+    assert plain[1] == f"{base + 0.22:.3f} ({base + 0.21:.3f} to {base + 0.23:.3f})"
+    assert plain[2:] == ["40", plain[1], "40", "100", "-", "-", "-", "0"]
+    assert both[1] == f"{base + 0.065:.3f} ({base + 0.01:.3f} to {base + 0.12:.3f})"
+    # Staleness is -2, 0, 2, 4, 6 again and again; 20 lines of 0.02 s in 40 s.
+    assert both[6:] == ["0.5", "2", "1 %", "0"]
+    for picture in written.glob("*.png"):
+        assert f"]({picture.name})" in text
+
+
+def test_the_pictures_show_something(written):
+    for path in written.glob("*.png"):
+        pixels = imread(io.BytesIO(path.read_bytes()))[:, :, :3]
+        height, width = pixels.shape[:2]
+        assert 900 < width < 1800, path
+        assert height > 300, path
+        kinds = plots.COLOURS[1:2] if path.stem in PEERS else plots.COLOURS[:2]
+        for colour in kinds:
+            red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+            near = np.abs(pixels - (red, green, blue)).max(axis=2) < 0.03
+            # The line itself, and not only its sample beside the name.
+            assert near[:, : width // 2].sum() > 100, (path, colour)
+        assert (pixels.min(axis=2) < 0.95).mean() < 0.5, path
+
+
+PEERS = {"alpha", "codistill_loss", "staleness"}
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and whether its elements are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.refers, self.tags, self.open, self.alt = [], set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "srcset", "action", "data"):
+                self.refers.append(value)
+            if key == "alt":
+                self.alt.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(written):
+    text = (written / "report.html").read_text()
+    assert "http" not in text
+    assert "url(" not in text
+    assert "both|&lt;b&gt;" in text
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert not page.tags & {"script", "link", "iframe", "object", "b"}
+    assert len(page.refers) == len(page.alt) == 7
+    assert all(refers.startswith("data:image/png;base64,iVBOR") for refers in page.refers)
+    assert all("against updates" in alt for alt in page.alt)
+
+
+def test_the_raw_numbers(written):
+    document = json.loads((written / "report.json").read_text())
+    plain, both = document["labels"]
+    assert (plain["label"], both["label"]) == ("plain", "both|<b>")
+    assert (plain["codistilled"], both["codistilled"]) == (False, True)
+    assert [model["seed"] for model in both["models"]] == [1, 1000004, 2, 1000005]
+    assert plain["spreads"]["alpha"] is None
+    assert both["spreads"]["alpha"]["max"] == 0.5
+    assert both["models"][0]["curves"]["valid_nll"]["updates"] == [10, 20, 30, 40]
+    assert plain["models"][0]["curves"]["alpha"] == {"updates": [], "values": []}
+
+    def keys(value):
+        if isinstance(value, dict):
+            return set(value).union(*map(keys, value.values()))
+        return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+    for key in keys(document):
+        assert re.search(rf"\b{key}\b", KEYS), key
+
+
+def test_what_it_prints(tmp_path, capsys):
+    run = write_run(tmp_path / "a", 1)
+    said = report(capsys, run, "--out", tmp_path / "out")
+    best = 4 + 5 * math.exp(-4) + 0.01
+    assert said.splitlines() == [
+        f"a: best validation NLL {best:.3f} at update 40",
+        "note: No run here has peers, so there is no picture of alpha, D and staleness.",
+        f"written to {tmp_path}/out: report.md, valid_nll.png, valid_nll_end.png, train_nll.png, "
+        "train_loss.png",
+    ]
+
+
+def test_twelve_lines_keep_apart():
+    places = plots.spread_out([0.5] * 6 + [0.52] * 3 + [0.0, 0.01, 1.0], 0.05, 0.02, 0.98)
+    ordered = sorted(places)
+    assert all(b - a > 0.0499 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert ordered[0] >= 0.02
+    assert ordered[-1] <= 0.98
+    assert places[11] == ordered[-1]
+    looks = {(plots.COLOURS[i % 7], plots.MARKS[i // 7]) for i in range(12)}
+    assert len(looks) == 12
+
+
+def test_odd_logs_still_make_a_report(tmp_path, capsys):
+    Writer().epoch(5, loss=3).to(tmp_path / "epochs.log")
+    Writer().inner(5, loss="nan").valid(5, loss="nan").to(tmp_path / "nan.log")
+    Writer().inner(5, loss=1).to(tmp_path / "one $\\frac$ _a_.log")
+    names = ["epochs.log", "nan.log", "one $\\frac$ _a_.log"]
+    out = tmp_path / "out"
+    said = report(capsys, *(tmp_path / name for name in names), "--out", out, "--json", "--html")
+    assert "epochs.log: no line within an epoch" in said
+    assert "nan.log: a loss that is not finite, first at update 5" in said
+    assert "epochs: no validation in 5 updates" in said
+    document = json.loads((out / "report.json").read_text())
+    assert document["labels"][1]["models"][0]["figures"]["last_nll"] is None
+
+
+def test_groups_that_are_missing_or_behind(tmp_path, capsys):
+    out = write_run(tmp_path / "out", 1, groups=3)
+    (out / "group-1" / "log.txt").write_text("nothing yet\n")
+    log = out / "group-2" / "log.txt"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:15]))
+    said = report(capsys, out, "--out", tmp_path / "r")
+    assert "out: 2 models, best validation NLL" in said
+    assert "note: out: its models have come to different updates; its line ends at 24" in said
+    assert f"group 1 is left out: {out}/group-1/log.txt has no line of training" in said
+
+
+def test_models_that_share_no_update_are_told(tmp_path, capsys):
+    first = Writer().inner(1, loss=1).inner(2, loss=1).to(tmp_path / "a.log")
+    second = Writer().inner(8, loss=1).inner(9, loss=1).to(tmp_path / "b.log")
+    said = refusal(capsys, "--as", "x", first, second, "--out", tmp_path / "r")
+    assert "the models of x have no update in common (1 to 2, 8 to 9)" in said
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    assert "is not there" in refusal(capsys, tmp_path / "nothing")
+    assert "has no log" in refusal(capsys, tmp_path)
+    (tmp_path / "train.log").write_bytes(bytes(range(256)) * 50)
+    assert "no line of training" in refusal(capsys, tmp_path / "train.log")
+    assert "no line of training" in refusal(capsys, tmp_path)
+    (tmp_path / "train.log").unlink()
+    (tmp_path / "train.log").mkdir()
+    assert "cannot be read" in refusal(capsys, tmp_path)
+
+
+def test_a_folder_with_several_logs(tmp_path, capsys):
+    Writer().inner(1, loss=1).to(tmp_path / "a.out")
+    (tmp_path / "preprocess.log").write_text("no training\n")
+    assert runs.find(str(tmp_path)).models[0].path.name == "a.out"
+    Writer().inner(1, loss=1).to(tmp_path / "b.log")
+    assert "several logs (a.out, b.log)" in refusal(capsys, tmp_path)
+    Writer().inner(1, loss=1).to(tmp_path / "log.txt")
+    assert runs.find(str(tmp_path)).models[0].path.name == "log.txt"
+
+
+def test_wrong_arguments(tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "a", 1)
+    assert "nothing to report on" in refusal(capsys)
+    assert "names no run" in refusal(capsys, "--as", "x")
+    assert "looks like a run" in refusal(capsys, "--as", run, run)
+    assert "only once" in refusal(capsys, run, "--as", "again", run / "log.txt")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(capsys, run, "--out", tmp_path / "file")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "fairseq-codistill[report]" in refusal(capsys, run, "--out", tmp_path / "r")
