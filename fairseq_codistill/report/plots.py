@@ -29,7 +29,7 @@ ROW_HEIGHT, ROW_GAP = 0.62, 0.1
 LEFT, BOTTOM, TOP, GAP, SAMPLE, EDGE = 0.75, 0.6, 0.45, 0.45, 0.34, 0.12
 LABEL_HEIGHT = 0.21
 DOTS = 144
-LONGEST_NAME = 34
+LONGEST_NAME = 40
 
 _TITLE: dict[str, Any] = {"loc": "left", "fontsize": 12, "color": INK, "fontweight": "bold"}
 _NAME: dict[str, Any] = {"va": "center", "fontsize": 9.5, "color": INK, "parse_math": False}
@@ -237,7 +237,7 @@ def _dress(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=9, length=3)
