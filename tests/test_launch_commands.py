@@ -97,6 +97,13 @@ def test_seed_of_fairseq_by_default(tmp_path):
     assert seeds(plan(tmp_path, "fairseq-train", "d", "--seed=9")) == [9, 9 + SEED_STRIDE]
 
 
+def test_each_group_has_a_tensorboard_folder_of_its_own(tmp_path):
+    flags = {1: ["--tensorboard-logdir", "mine"]}
+    made = plan(tmp_path, "fairseq-train", "d", "--tensorboard-logdir", "tb/", flags=flags)
+    folders = [last(workers_of(made, i, PORT)[0], "--tensorboard-logdir") for i in (0, 1)]
+    assert folders == ["tb/group-0", "mine"]
+
+
 def test_one_group_has_no_exchange(tmp_path):
     (worker,) = workers_of(plan(tmp_path, "fairseq-train", "d", groups=1), 0, PORT)
     assert "--codistill-dir" not in worker.argv

@@ -237,6 +237,10 @@ def _defaults(plan: Plan, group: int, own: Sequence[str]) -> Settings:
         settings["common.seed"] = seeds(plan)[group]
     if plan.groups > 1 and _named_exchange(plan, own) is None:
         settings["task.codistill_dir"] = str(plan.out / "exchange")
+    tensorboard = plan.dialect.value("common.tensorboard_logdir")
+    if tensorboard is not None and plan.dialect.read(own, "common.tensorboard_logdir") is None:
+        # In one folder the groups' curves would be one.
+        settings["common.tensorboard_logdir"] = f"{tensorboard.rstrip('/')}/group-{group}"
     return settings
 
 
