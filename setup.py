@@ -22,12 +22,17 @@ FAIRSEQ = [
     ' or python_version < "3.11" or python_version >= "3.13"',
 ]
 
+# What the scripts for the translation corpora take in place of Moses' and subword-nmt's clones.
+DATA = ["sacremoses>=0.2", "subword-nmt>=0.3.8", "regex"]
+
 EXTRAS = {
     "vision": ["torchvision"],
     "report": ["matplotlib>=3.8"],
     "s3": ["s3fs>=2024.6"],
+    "data": DATA,
     "test": [
         *["pytest>=8", "pytest-timeout", "hypothesis>=6", "ctranslate2>=4.5", "build"],
+        *DATA,
         # With s3fs beside it: both pin botocore, and pip must choose for both at once.
         *["moto[server]>=5", "s3fs>=2024.6"],
     ],

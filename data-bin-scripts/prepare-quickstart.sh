@@ -28,7 +28,8 @@ mkdir -p "$LOGS"
 settings() {
     echo "vocabulary $VOCABULARY, held out $HELD_OUT"
     cd "$SCRIPTS"
-    sha256sum catalogues.txt prepare_catalogues.py prepare-quickstart.sh sentencepiece_text.py
+    sha256sum catalogues.txt prepare_catalogues.py prepare-quickstart.sh \
+        sentencepiece_text.py lines.py
 }
 
 # --python-version: the newest catalogues are in wheels for a newer Python than the one here.

@@ -5,17 +5,22 @@ import sys
 from pathlib import Path
 
 import sentencepiece
+from lines import read_lines, write_lines
 
 
-def train(texts: list[Path], model: Path, vocab_size: int) -> None:
-    """Learn a unigram model from all the files together and write it to `model`."""
-    sentences = (line for text in texts for line in text.read_text(encoding="utf-8").splitlines())
+def train(texts: list[Path], model: Path, vocab_size: int, sample: int = 0) -> None:
+    """Learn a unigram model from all the files together and write it to `model`.
+
+    With `sample` it is learnt from so many lines, chosen by chance, at most.
+    """
+    sentences = (line for text in texts for line in read_lines(text))
     with model.open("wb") as writer:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
             model_writer=writer,
             vocab_size=vocab_size,
             character_coverage=1.0,
+            input_sentence_size=sample,
             num_threads=2,
             minloglevel=1,
         )
@@ -24,9 +29,9 @@ def train(texts: list[Path], model: Path, vocab_size: int) -> None:
 def encode(model: Path, text: Path, pieces: Path) -> None:
     """Write the pieces of every line of `text`, separated by spaces, to `pieces`."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    lines = text.read_text(encoding="utf-8").splitlines()
-    encoded = processor.encode(lines, out_type=str)
-    pieces.write_text("".join(f"{' '.join(line)}\n" for line in encoded), encoding="utf-8")
+    write_lines(
+        pieces, (" ".join(processor.encode(line, out_type=str)) for line in read_lines(text))
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -6,6 +6,10 @@
 # runs `COMMAND... OUTPUT.part` under `set -e`, with its output in $LOGS/NAME.log, and then moves
 # OUTPUT.part to OUTPUT: what is at OUTPUT is always complete, and a stage whose OUTPUT is there is
 # not run again.  With SHOW=1 the command's output goes to the terminal instead of a log.
+#
+#     step WHAT COMMAND...
+#
+# runs a command that sees for itself what is done already.  With DRY_RUN=1 both only print.
 
 # Seconds since the first script of this run; exported, so that a script it calls counts on.
 export STAGES_STARTED="${STAGES_STARTED:-$(date +%s)}"
@@ -25,9 +29,31 @@ die() {
     exit 1
 }
 
+print_command() {
+    printf '# %s\n' "$1"
+    shift
+    printf '%q ' "$@"
+    printf '\n'
+}
+
+step() {
+    local what=$1
+    shift
+    if [[ -n ${DRY_RUN:-} ]]; then
+        print_command "$what" "$@"
+        return
+    fi
+    say "$what"
+    "$@" || die "$what failed; the reason is above"
+}
+
 stage() {
     local name=$1 output=$2 what=$3 log="$LOGS/$1.log" status
     shift 3
+    if [[ -n ${DRY_RUN:-} ]]; then
+        print_command "$what" "$@" "$output"
+        return
+    fi
     if [[ -e $output ]]; then
         say "$what: already there, $output"
         return
