@@ -15,7 +15,7 @@
 #
 # DEST gets archives/ (with the archive's SHA-256, which later runs check), text/ (tokenised),
 # subwords/ and data-bin/, and logs in logs/.  What is there is used again: a run that was broken
-# off goes on where it was.  About 6,000 lines a second and core; some 3 minutes for the whole.
+# off goes on where it was.  The whole corpus takes some 3 minutes on two cores.
 #
 # Run it where fairseq_codistill[data] is installed: it takes python and fairseq-preprocess from
 # PATH.
