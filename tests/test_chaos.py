@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "chaos.py"
 
 
+@pytest.mark.timeout(1500)
 def test_twenty_faults_cost_the_others_nothing(tmp_path, capsys):
     corpus = chaos.write_corpus(tmp_path / "corpus")
     settings = chaos.Settings(
