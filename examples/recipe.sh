@@ -108,7 +108,7 @@ work_out() {
     UPDATE_FREQ=$((workers / GPUS))
 }
 
-# describe: the arithmetic in one line.
+# describe: the arithmetic, for people.
 describe() {
     local tokens=$((GROUP_WORKERS * UPDATE_FREQ * TOKENS))
     printf '# %d model(s) on %d worker(s) each, --update-freq %d, %d tokens a worker and pass:\n' \

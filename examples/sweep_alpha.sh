@@ -12,7 +12,7 @@
 #                       as for the recipe
 #
 # The paper gives the gammas, and says that it tuned the first alpha for each; the ones above are
-# ours.  In 25 epochs 1.1 makes 10.8 of 1, and 1.5 makes 25,251 of it, so the larger gamma is, the
+# ours.  After 25 epochs 1.1 makes 10.8 of 1, and 1.5 makes 25,251 of it, so the larger gamma is, the
 # smaller the first alpha; the recipe's cap, 2, stays.  Choose by the best validation NLL.
 #
 # Run again, it passes over what is finished and goes on with what is not; with another --seed it

@@ -21,6 +21,7 @@
 # rate 0.001, 4000 updates of warm-up; 18,000 updates, as in the paper's plots.  recipe.sh says
 # what a fair comparison holds fixed.  Run again, it goes on where it was.  Flags after -- are
 # added to fairseq's and win, so `-- --label-smoothing 0.1` is codistillation with smoothing.
+# Each group keeps 12 checkpoints, some 30 GB.
 #
 # More GPUs than one machine has: slurm/README.md.
 set -euo pipefail

@@ -503,3 +503,27 @@ def test_hydra_trains_the_same_model_as_the_script(corpus, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     hydra = Run(tmp_path / "hydra" / "group-0", "")
     assert equal(script.weights(), hydra.weights())
+
+
+@pytest.mark.full
+def test_all_reduce_trains_fairseqs_own_model(corpus, tmp_path):
+    """A single group is `translation` with `label_smoothed_cross_entropy`, bit for bit."""
+    out = tmp_path / "script"
+    line = f"iwslt14_big.sh --all-reduce --cpu --gpus 1 --data {corpus} --out {out} -- "
+    line += shlex.join(TINY)
+    (command, _) = printed(line, tmp_path)
+    example(line, tmp_path)
+    words = command[command.index("fairseq-train") + 1 :]
+    ours = {"codistill_translation": "translation"}
+    ours["codistill_cross_entropy"] = "label_smoothed_cross_entropy"
+    own = [ours.get(word, word) for word in words]
+    start = own.index("--user-dir")
+    subprocess.run(
+        [str(BIN / "fairseq-train"), *own[:start], *own[start + 2 :]]
+        + ["--save-dir", str(tmp_path / "plain")],
+        env=environment(),
+        capture_output=True,
+        check=True,
+        timeout=300,
+    )
+    assert equal(Run(out / "group-0", "").weights(), Run(tmp_path / "plain", "").weights())
