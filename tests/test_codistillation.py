@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,9 +15,17 @@ from fairseq_codistill.codistillation import (
     CodistillationConfig,
     ConfigError,
     Group,
+    algorithm,
     membership,
 )
-from fairseq_codistill.exchange import Exchange, ExchangeError, Store, prefetcher
+from fairseq_codistill.exchange import (
+    Exchange,
+    ExchangeError,
+    SnapshotRejected,
+    Store,
+    prefetcher,
+    publisher,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +166,7 @@ def test_lockstep_stops_if_its_own_snapshot_could_not_be_published(join, tmp_pat
     monkeypatch.setattr(Store, "write", full)
     with pytest.raises(ExchangeError):
         sides[1].at_boundary(2, 1)
-    with pytest.raises(ExchangeError, match=r"could not be published \(\[Errno 28\]"):
+    with pytest.raises(ExchangeError, match=r"could not be published .*\[Errno 28\]"):
         sides[1].at_boundary(3, 1)
 
 
@@ -277,6 +286,104 @@ def test_what_peers_have_tied_stays_one_tensor(join):
     assert torch.equal(module.second.weight, sides[1].model.first.weight)
     assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
     assert not module.second.weight.requires_grad
+
+
+class TiedOutOfOrder(nn.Module):
+    """Its tied weight is registered under a name that is not the first in sorted order."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.decoder.weight = self.encoder.weight
+        with torch.no_grad():
+            self.encoder.weight.fill_(value)
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound", "rejected"])
+def test_preparing_the_next_snapshot_leaves_the_peer_alone(join, sound):
+    published = TiedOutOfOrder(1.0)
+    dtype = torch.float16 if not sound else torch.float32
+
+    def build(config, tensors):
+        return TiedOutOfOrder(0.0).to(dtype)
+
+    sides = [join(0, model=build({}, {}), build=build), join(1, model=published, build=build)]
+    both_at(sides, 0)
+    peer = sides[0].peers[0]
+    for update, value in ((2, 2.0), (4, 3.0), (6, 4.0)):
+        in_use = peer.module.encoder.weight.clone()
+        with torch.no_grad():
+            published.encoder.weight.fill_(value if sound else 1e30)
+        sides[1]._membership.at_boundary(update, 1)
+        sides[1]._membership._publisher.wait()
+        if not sound:
+            with pytest.raises(SnapshotRejected, match="too large"):
+                sides[0]._reader.read(1, update)
+            assert torch.equal(peer.module.encoder.weight, in_use)
+            return
+        snapshot = sides[0]._reader.read(1, update)
+        assert torch.equal(peer.module.encoder.weight, in_use)
+        assert peer.module.decoder.weight.data_ptr() == peer.module.encoder.weight.data_ptr()
+        peer.load(snapshot)
+        assert torch.equal(peer.module.decoder.weight, torch.full((3, 3), value))
+
+
+class Hanging(Store):
+    """A folder that takes no tensors while ``closed``: it refuses them, or keeps the caller."""
+
+    closed = None
+
+    def write(self, name, data):
+        if name.endswith(".safetensors") and self.closed == "full":
+            raise OSError(28, "No space left on device")
+        while name.endswith(".safetensors") and self.closed == "hangs":
+            time.sleep(0.01)
+        super().write(name, data)
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    monkeypatch.setattr(Hanging, "closed", None)
+    monkeypatch.setattr(algorithm, "Store", Hanging)
+    return Hanging
+
+
+def test_the_end_of_lockstep_waits_for_what_peers_wait_for(join, tmp_path, hanging, monkeypatch):
+    monkeypatch.setattr(publisher, "FIRST_RETRY_SECONDS", 0.05)
+    sides = [join(0, codistill_timeout=20.0), join(1, codistill_timeout=20.0)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda side: side.at_boundary(0, 1), sides))
+        side = sides[1]._membership
+        hanging.closed = "full"
+        side.at_boundary(2, 1)
+        ending = pool.submit(side.finish, 3, 1)
+        time.sleep(0.3)
+        assert not ending.done()
+        hanging.closed = None
+        ending.result()
+    assert published(tmp_path, 1) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["full", "hangs"])
+@pytest.mark.parametrize("when", ["next", "end"])
+def test_lockstep_says_that_its_snapshot_is_not_published(join, hanging, how, when):
+    sides = [join(0, codistill_timeout=0.5), join(1, codistill_timeout=0.5)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda side: side.at_boundary(0, 1), sides))
+    side = sides[1]._membership
+    hanging.closed = how
+    side.at_boundary(2, 1)
+    act = (lambda: side.at_boundary(4, 1)) if when == "next" else (lambda: side.finish(3, 1))
+    with pytest.raises(ExchangeError, match="the snapshot of update 2"):
+        act()
+    hanging.closed = None
+
+
+def test_the_start_of_lockstep_does_not_wait_for_ever(join, hanging):
+    hanging.closed = "hangs"
+    with pytest.raises(ExchangeError, match="--codistill-timeout 0.3: the snapshot of update 0"):
+        join(0).at_boundary(0, 1)
+    hanging.closed = None
 
 
 def test_what_the_students_dtype_cannot_hold_is_rejected(join):

@@ -70,6 +70,15 @@ def paths(tmp_path, update=10, group=1):
     return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
 
 
+def test_what_is_damaged_is_published_anew(exchange, reader, tmp_path):
+    for other_weights in (False, True):
+        exchange.publish(draft(10))
+        os.truncate(paths(tmp_path)[0], 100)
+        again = draft(10, tensors=state(99)) if other_weights else draft(10)
+        assert exchange.publish(again) is not None
+        assert reader.read(1, 10).manifest.bytes > 100
+
+
 def test_what_is_damaged_is_deleted_in_its_turn(exchange, tmp_path):
     for update in (1, 2, 3, 4):
         exchange.publish(draft(update))

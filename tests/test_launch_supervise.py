@@ -15,6 +15,7 @@ from supervised import groups
 from fairseq_codistill.launch import pulse
 from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView
+from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.supervise import Patience, State, supervise
 
 TRAINED = "echo '2026-01-01 | INFO | train_inner | epoch 001:  1 / 2 loss=1, num_updates=1'; "
@@ -348,3 +349,31 @@ def test_misleading_variables_do_not_reach_the_workers(tmp_path, monkeypatch):
     assert status == 0
     assert "rank= nodes= key=hush" in (tmp_path / "group-0/log.txt").read_text()
     assert os.environ["RANK"] == "3"
+
+
+def test_a_pulse_is_read_from_nothing_but_a_small_file(tmp_path):
+    alive = tmp_path / "alive.json"
+    pulse = Pulse(10.0, alive, "run")
+
+    def told(at):
+        pulse.look(at, 0, False, None)
+        return pulse.update
+
+    alive.write_text('{"run_id": "run", "update": 7}')
+    assert told(1.0) == 7
+    alive.write_text('{"run_id": "run", "update": 8}')
+    assert told(2.0) == 8
+    real = tmp_path / "real.json"
+    real.write_text('{"run_id": "run", "update": 9}')
+    alive.unlink()
+    alive.symlink_to(real)
+    assert told(3.0) == 8, "a link was followed"
+    alive.unlink()
+    os.mkfifo(alive)
+    begin = time.monotonic()
+    assert told(4.0) == 8
+    assert time.monotonic() - begin < 5
+    alive.unlink()
+    for nonsense in ("Infinity", "true", '"9"', "9" * 5000):
+        alive.write_text(f'{{"run_id": "run", "update": {nonsense}}}')
+        assert told(pulse._look_at + 1) == 8

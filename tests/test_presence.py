@@ -1,6 +1,9 @@
 """One live process per group index."""
 
+import json
+import threading
 import time
+from dataclasses import asdict
 
 import pytest
 
@@ -74,9 +77,29 @@ def test_an_exchange_that_cannot_be_written_is_no_claim(tmp_path):
         make(Store(str(tmp_path / "exchange")), "one").claim()
 
 
+def test_nothing_comes_after_the_farewell(store, monkeypatch):
+    first = make(store, "one")
+    first.claim()
+    slow, write = threading.Event(), Store.write
+
+    def slowly(self, name, data):
+        slow.set()
+        time.sleep(0.5)
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", slowly)
+    slow.wait()
+    first.release(finished=True)
+    assert read_alive(store, 0).finished
+    time.sleep(1.5)
+    assert read_alive(store, 0).finished
+
+
 def test_nonsense_is_no_sign_of_life(store, tmp_path):
     assert read_alive(store, 0) is None
     (tmp_path / "group-0").mkdir()
-    for nonsense in ("", "{", "[]", '{"nonce": 1}'):
+    whole = asdict(Alive("run", "one", 1, "v"))
+    odd = [{"time": "now"}, {"time": float("inf")}, {"peers": {"²": 1}}, {"update": True}]
+    for nonsense in ("", "{", "[]", '{"nonce": 1}', *(json.dumps(whole | part) for part in odd)):
         (tmp_path / "group-0" / "alive.json").write_text(nonsense)
         assert read_alive(store, 0) is None

@@ -116,6 +116,19 @@ def test_a_folder_in_the_place_of_a_file_does_not_stop_publishing(store, tmp_pat
     assert "group-1/0000000005.safetensors cannot be removed" in caplog.text
 
 
+def test_what_cannot_be_deleted_does_not_count_against_what_is_published(store, tmp_path, caplog):
+    exchange = Exchange(store, "run")
+    exchange.publish(draft(5))
+    publisher = Publisher(exchange, keep=1, patience=None)
+    in_the_way = tmp_path / "group-1" / "0000000005.safetensors"
+    in_the_way.unlink()
+    in_the_way.mkdir()
+    publisher.submit(draft(10))
+    assert publisher.wait(timeout=20)
+    assert publisher.failure is None
+    assert "snapshots that have had their time stay for now" in caplog.text
+
+
 def test_nothing_is_tried_again_after_the_end(store):
     publisher = Publisher(Exchange(store, "run"), keep=0, patience=None)
     store.full = True

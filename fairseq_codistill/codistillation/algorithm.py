@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0
 
-
 # A peer may have another architecture; a snapshot of more bytes than this ratio to the student's
 # is not read, unless it is small by any measure.
 LARGEST_RATIO = 16

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ from fairseq_codistill.exchange import (
 
 logger = logging.getLogger(__name__)
 
-# At the end, how long to wait for the last snapshot to be published; how long while attempts
+# At the end, how long to wait for the last snapshot to be published (the group's other workers
+# wait at a barrier meanwhile, which has patience for 10 minutes on GPUs); how long while attempts
 # fail; and how long if the process ends early.
-LAST_SECONDS = 600.0
+LAST_SECONDS = 480.0
 FAILING_SECONDS = 60.0
 LEAVE_SECONDS = 10.0
 
@@ -94,10 +96,10 @@ class Membership:
         self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
         restarts = int(os.environ.get("CODISTILL_RESTARTS") or 0)
         self._presence = self._presence_of(restarts)
-        # A restart in async mode has passed all this before, and what it needs is not the exchange.
-        answered = self._presence.claim(needed=self._lockstep or restarts == 0)
+        # A restart has passed all this before.  In async mode it does not even need the exchange.
+        self._presence.claim(needed=self._lockstep or restarts == 0)
         try:
-            for other in others if answered else ():
+            for other in others if restarts == 0 else ():
                 self._check_fits(other)
         except ConfigError:
             self._presence.release(finished=False)
@@ -118,11 +120,8 @@ class Membership:
             ConfigError: lockstep only: this process has other weights than its run had here.
         """
         self._update, self._epoch = update, epoch
-        if self._lockstep and self._publisher.given_up:
-            raise ExchangeError(
-                f"a snapshot could not be published ({self._publisher.failure}), and peers in "
-                "lockstep wait for it; see to the exchange and start again"
-            )
+        if self._lockstep:
+            self._check_published()
         due = update % self._config.codistill_interval == 0
         if not self._started:
             self._started = True
@@ -137,7 +136,7 @@ class Membership:
         if not due or self._published == update:
             return
         if self._lockstep:
-            self._publisher.wait()
+            self._await_published()
         elif not self._publisher.make_room():
             logger.warning(
                 "snapshot of update %d skipped, %d so far: the one before is still being published",
@@ -152,14 +151,23 @@ class Membership:
         self._peers = peers
 
     def finish(self, update: int, epoch: int) -> None:
-        """End: publish the snapshot of the last update, and say that training is over."""
+        """End: publish the snapshot of the last update, and say that training is over.
+
+        Raises:
+            ExchangeError: lockstep only: a snapshot that peers wait for cannot be published.
+        """
         self._update, self._epoch = update, epoch
+        deadline = time.monotonic() + LAST_SECONDS
+        if self._lockstep:
+            # Peers may wait for this one; the last one is for those who come later.
+            self._await_published()
         if self._published != update:
             # A draft that fails again and again makes room; one on its way is waited for.
             self._publisher.wait(timeout=LAST_SECONDS, failing=0)
             if self._publisher.make_room():
                 self._submit()
-        settled = self._publisher.wait(timeout=LAST_SECONDS, failing=FAILING_SECONDS)
+        left = deadline - time.monotonic()
+        settled = self._publisher.wait(timeout=left, failing=FAILING_SECONDS)
         self._publisher.close()
         published = settled and self._publisher.failure is None and self._published == update
         if not published:
@@ -224,15 +232,33 @@ class Membership:
                 newest,
             )
 
+    def _await_published(self) -> None:
+        """Lockstep: wait until the newest snapshot is published.
+
+        Raises:
+            ExchangeError: if it cannot be.
+        """
+        timeout = self._config.codistill_timeout
+        if not self._publisher.wait(timeout=timeout):
+            raise ExchangeError(
+                f"--codistill-timeout {timeout:g}: the snapshot of update {self._published} is not "
+                f"published within that many seconds; see to {self._exchange.store.uri}, or "
+                "allow more"
+            )
+        self._check_published()
+
+    def _check_published(self) -> None:
+        if self._publisher.given_up:
+            raise ExchangeError(
+                f"the snapshot of update {self._published} could not be published to "
+                f"--codistill-dir {self._exchange.store.uri} ({self._publisher.failure}), and "
+                "peers in lockstep wait for it; see to the exchange and start again"
+            )
+
     def _publish_start(self) -> None:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
         self._submit()
-        self._publisher.wait()
-        if self._publisher.failure is not None:
-            raise ExchangeError(
-                f"--codistill-dir {self._exchange.store.uri} cannot be written "
-                f"({self._publisher.failure})"
-            )
+        self._await_published()
         if not self._publisher.agreed:
             raise ConfigError(
                 f"--codistill-run-id {self._config.codistill_run_id}: this run has published "

@@ -104,11 +104,18 @@ def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
     they are sent without waiting.
 
     Returns:
-        The tensors that were taken over from and serve nobody any more.
+        What the module held before, tied tensors once, under the first of their names in sorted
+        order: memory that serves nobody any more.
     """
-    before = {}
-    for name, place in module.state_dict(keep_vars=True).items():
-        tensor = tensors[name]
+    before: dict[str, Tensor] = {}
+    state = module.state_dict(keep_vars=True)
+    done = set()
+    for name in sorted(state):
+        place, tensor = state[name], tensors[name]
+        if id(place) in done:
+            # Tied: it holds the new numbers already.
+            continue
+        done.add(id(place))
         if place.is_cuda:
             place.data.copy_(tensor, non_blocking=True)
         else:

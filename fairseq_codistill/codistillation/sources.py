@@ -108,13 +108,15 @@ class LockstepSource:
         while True:
             try:
                 left = max(deadline - time.monotonic(), ANSWER_SECONDS)
-                return within(left, lambda: self._reader.read(peer, update))
+                return within(left, lambda: self._look(peer, update))
             except PeerUnusable:
                 raise
             except SnapshotRejected as rejection:
                 reason = str(rejection)
             except SnapshotMissing:
-                self._check_not_finished(peer, update)
+                pass  # Not yet.
+            except ExchangeError:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a store raises may pass in time
                 reason = f"the exchange could not be read: {error}"
             if time.monotonic() > deadline:
@@ -125,6 +127,13 @@ class LockstepSource:
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
+
+    def _look(self, peer: int, update: int) -> Snapshot:
+        try:
+            return self._reader.read(peer, update)
+        except SnapshotMissing:
+            self._check_not_finished(peer, update)
+            raise
 
     def _check_not_finished(self, peer: int, update: int) -> None:
         alive = read_alive(self._reader.exchange.store, peer)

@@ -76,8 +76,14 @@ class CopyOut:
     def _transfer(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Callable[[], None]:
         if not pairs:
             return lambda: None
-        # A copy on the device first: the next update may change the weights at once.
-        staged = [(source.to(buffer.dtype, copy=True), buffer) for source, buffer in pairs.values()]
+        try:
+            # A copy on the device first: the next update may change the weights at once.
+            staged = [(s.to(buffer.dtype, copy=True), buffer) for s, buffer in pairs.values()]
+        except torch.OutOfMemoryError:
+            # No room for it: one tensor after the other, and training waits.
+            for source, buffer in pairs.values():
+                buffer.copy_(source)
+            return lambda: None
         if self._stream is None:
             self._stream = torch.cuda.Stream(device=staged[0][0].device)
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))

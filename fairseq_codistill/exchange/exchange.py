@@ -38,7 +38,7 @@ class Draft:
     """A snapshot on its way out: copied from the model, not yet in the exchange.
 
     Attributes:
-        tensors: names -> CPU tensors, tied ones once (``tensors.copy_out``).
+        tensors: names -> CPU tensors, tied ones once (``copies.copy_out``).
         aliases: tied tensors, other name -> name in ``tensors``.
     """
 
@@ -110,10 +110,8 @@ class Exchange:
         content = manifest.to_json()
         check_size(len(content))
         there = self._own_manifest(draft.group, draft.update)
-        if there is not None and there.sha256 != manifest.sha256:
-            return None
         if there is not None and self._is_whole(there):
-            return there
+            return there if there.sha256 == manifest.sha256 else None
         stem = f"{group_folder(draft.group)}/{draft.update:010d}"
         # Another run's snapshot of the same update gives way, as does a damaged one; its manifest
         # goes first, so that its tensors are at no time described by one they do not match.

@@ -15,6 +15,7 @@ from fairseq_codistill.exchange.bounded import within
 from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
+from fairseq_codistill.exchange.plain_json import parse_object
 from fairseq_codistill.exchange.store import Store
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,9 @@ def read_alive(store: Store, group: int) -> Alive | None:
     """Give what a group last said; None if it said nothing that can be read."""
     name = f"{group_folder(group)}/alive.json"
     try:
-        fields = json.loads(store.read(name, MAX_MANIFEST_BYTES))
+        fields = parse_object(store.read(name, MAX_MANIFEST_BYTES))
         alive = Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
-    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError):
         return None
     return alive if _well_formed(alive) else None
 
@@ -87,7 +88,10 @@ def _well_formed(alive: Alive) -> bool:
         and all(type(flag) is bool for flag in flags)
         and type(alive.time) in (int, float)
         and type(alive.peers) is dict
-        and all(peer.isdigit() and type(update) is int for peer, update in alive.peers.items())
+        and all(
+            peer.isascii() and peer.isdecimal() and type(update) is int
+            for peer, update in alive.peers.items()
+        )
     )
 
 
@@ -111,7 +115,7 @@ class Presence:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="codistill-heartbeat", daemon=True)
 
-    def claim(self, needed: bool = True) -> bool:
+    def claim(self, needed: bool = True) -> None:
         """Take the index, or refuse if a live process has it, and begin the heartbeat.
 
         The other process is observed for one heartbeat and a half, so that neither a process
@@ -120,20 +124,15 @@ class Presence:
         Args:
             needed: whether to insist on an exchange that answers.
 
-        Returns:
-            Whether the exchange answered.
-
         Raises:
             ExchangeError: if another process of this index lives.
             OSError: if the exchange cannot be written, and that is needed.
         """
-        answered = True
         try:
             within(ANSWER_SECONDS, self._take)
         except OSError as error:
             if needed:
                 raise
-            answered = False
             logger.warning(
                 "the exchange cannot be used now (%s: %s); training goes on without it until it "
                 "can be",
@@ -141,7 +140,6 @@ class Presence:
                 error,
             )
         self._thread.start()
-        return answered
 
     def _take(self) -> None:
         before = read_alive(self._store, self._group)
@@ -163,20 +161,18 @@ class Presence:
 
     def release(self, finished: bool) -> None:
         """Say that the process ends, and stop the heartbeat."""
-        self._stop.set()
-        self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
         self._alive = dataclasses.replace(self._alive, finished=finished, running=False)
-        try:
-            within(LEAVE_SECONDS, self._write)
-        except Exception as error:  # noqa: BLE001 - stores raise what they like
-            logger.error("the last sign of life could not be written: %s", error)
+        self._stop.set()
+        self._thread.join(timeout=LEAVE_SECONDS)
+        if self._thread.is_alive():
+            logger.error("the last sign of life is not written: the exchange does not answer")
 
     def _beat(self) -> None:
         failing = False
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self._write()
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - stores raise what they like
                 # The exchange may come back; training does not depend on it.
                 if not failing:
                     logger.warning("no sign of life can be written: %s", error)
@@ -185,6 +181,11 @@ class Presence:
                 if failing:
                     logger.info("signs of life can be written again")
                 failing = False
+        # Here, so that no sign of life that is still being written comes after it.
+        try:
+            self._write()
+        except Exception as error:  # noqa: BLE001 - as above
+            logger.error("the last sign of life could not be written: %s", error)
 
     def _write(self) -> None:
         alive = dataclasses.replace(self._alive, time=time.time(), **self._progress())

@@ -27,7 +27,7 @@ class Publisher:
     """Publishes one draft at a time on a thread of its own, and prunes after each.
 
     What fails is tried again, ever more slowly, until it succeeds, is given up after ``patience``
-    seconds, or makes room for a newer draft.
+    seconds, or makes room for a newer draft.  A store that hangs is waited for.
 
     Args:
         exchange: where to.
@@ -192,7 +192,10 @@ class Publisher:
                 draft.group,
                 draft.update,
             )
-        self._exchange.prune(draft.group, self._keep)
+        try:
+            self._exchange.prune(draft.group, self._keep)
+        except Exception as error:  # noqa: BLE001 - as above; the snapshot is published all the same
+            logger.warning("snapshots that have had their time stay for now: %s", error)
 
 
 def _at_once() -> None:

@@ -8,12 +8,17 @@ is no folder launch sees nothing, and takes the log alone, which speaks at fairs
 from __future__ import annotations
 
 import json
+import os
+import stat
+import threading
 from pathlib import Path
 
 # Within this a group must have made an update after a start, if the timeout is not longer anyway:
 # libraries and data are loaded first, and a checkpoint.
 START_SECONDS = 600.0
 _LOOK_EVERY = 0.5
+_ANSWER_SECONDS = 0.2
+_LARGEST = 1024 * 1024
 
 
 class Pulse:
@@ -34,6 +39,8 @@ class Pulse:
         self._trains = False
         self._moved_at = 0.0
         self._look_at = 0.0
+        self._reading: threading.Thread | None = None
+        self._last_told: int | None = None
 
     def restart(self, now: float) -> None:
         """Take what follows for a new start."""
@@ -77,15 +84,33 @@ class Pulse:
         return now - self._moved_at > patience
 
     def _told(self) -> int | None:
+        """Give what ``alive.json`` said when it was last read, which may have been a while ago."""
         if self._alive is None:
             return None
+        if self._reading is None or not self._reading.is_alive():
+            # On a thread of its own: a file system that hangs must not keep launch.
+            self._reading = threading.Thread(target=self._read, args=(self._alive,), daemon=True)
+            self._reading.start()
+            self._reading.join(timeout=_ANSWER_SECONDS)
+        return self._last_told
+
+    def _read(self, alive: Path) -> None:
         try:
-            fields = json.loads(self._alive.read_text())
-            same = fields["run_id"] == self._run_id
-            return int(fields["update"]) if same else None
+            fields = json.loads(_content(alive))
+            update = fields["update"] if fields["run_id"] == self._run_id else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             # Not there yet, gone for the moment, or somebody wrote nonsense: the log remains.
-            return None
+            update = None
+        self._last_told = update if type(update) is int else None
+
+
+def _content(path: Path) -> bytes:
+    """Read a small file that anybody who can write to the exchange may have made."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no regular file")
+        return file.read(_LARGEST)
 
 
 def awaits_another(own: Pulse, others: list[tuple[Pulse, bool]]) -> bool:

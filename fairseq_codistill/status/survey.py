@@ -205,7 +205,7 @@ class Survey:
 
     def _alive(self, group: int, problems: list[str]) -> Alive | None:
         alive = read_alive(self._store, group)
-        if alive is not None and _is_sound(alive):
+        if alive is not None:
             return alive
         if "alive.json" in self._store.names(group_folder(group)):
             problems.append(f"group {group}: its alive.json cannot be read, or is malformed")
@@ -218,19 +218,6 @@ class Survey:
 
 def _say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _is_sound(alive: Alive) -> bool:
-    """Whether the kinds of its fields are right; anybody may have written the file."""
-    numbers = [alive.seed, alive.update, alive.epoch, alive.restarts]
-    if not all(isinstance(number, int) for number in numbers) or not isinstance(alive.peers, dict):
-        return False
-    peers = alive.peers.items()
-    return (
-        isinstance(alive.run_id, str)
-        and isinstance(alive.time, int | float)
-        and all(peer.isdecimal() and isinstance(update, int) for peer, update in peers)
-    )
 
 
 def _runs(seen: Sequence[_Seen], now: float) -> list[Run]:

@@ -177,7 +177,12 @@ class CodistillTranslationTask(TranslationTask):
             like=like,
         )
         codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
-        end = _TrainingEnd(lambda: codistillation.finish(_updates_made()))
+
+        def finish() -> None:
+            with errors_as_sentences():
+                codistillation.finish(_updates_made())
+
+        end = _TrainingEnd(finish)
         end.watch()
         atexit.register(lambda: None if end.reached else codistillation.abandon())
         self.codistillation = codistillation
