@@ -81,7 +81,7 @@ def test_every_array_task_is_a_group(submit, tmp_path):
         assert args.codistill_dir == f"{tmp_path}/runs/4100/exchange"
         assert args.save_dir == f"{tmp_path}/runs/4100/group-{index}"
         assert args.seed == 1 + SEED_STEP * index
-        assert (args.distributed_world_size, args.update_freq) == (16, [8])
+        assert (args.distributed_world_size, args.update_freq) == (16, [4])
         assert args.restore_file == "checkpoint_last.pt"
         assert variables["CODISTILL_RESTARTS"] == "0"
         ports.add(args.distributed_port)
