@@ -36,4 +36,4 @@ ruff format --check .
 echo "== mypy"
 mypy
 echo "== pytest"
-exec python -m pytest "$@"
+exec python -m pytest --durations=25 "$@"
