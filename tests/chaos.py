@@ -119,7 +119,10 @@ def table(results: Sequence[Result]) -> str:
 def compare_nll(
     calm: Sequence[Sequence[float]], shaken: Sequence[Sequence[float]]
 ) -> tuple[str, list[str]]:
-    """Compare the final NLL of runs without and with faults: of each run, that of its groups."""
+    """Compare the final NLL of runs without and with faults: of each run, that of its groups.
+
+    The first runs of both kinds have the same seeds.
+    """
     quiet, loud = [nll for run in calm for nll in run], [nll for run in shaken for nll in run]
     mean, mean_loud = statistics.mean(quiet), statistics.mean(loud)
     spread = statistics.stdev(quiet)
@@ -128,6 +131,13 @@ def compare_nll(
         f"{min(quiet):.4f} to {max(quiet):.4f}, {len(quiet)} groups); with faults: "
         f"{mean_loud:.4f} ({min(loud):.4f} to {max(loud):.4f}, {len(loud)} groups)"
     )
+    pairs = [
+        with_faults - without
+        for quiet_run, loud_run in zip(calm, shaken, strict=False)
+        for without, with_faults in zip(quiet_run, loud_run, strict=True)
+    ]
+    differences = ", ".join(f"{pair:+.4f}" for pair in pairs)
+    text += f"; differences of the same group with the same seed: {differences}"
     spread = max(spread, LEAST_SPREAD)
     # Five standard deviations for one group, as a few groups tell the spread only roughly.
     off = [nll for nll in loud if not abs(nll - mean) <= 5 * spread]

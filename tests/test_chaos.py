@@ -35,10 +35,11 @@ def test_two_hundred_faults_cost_the_others_nothing(tmp_path):
 
 def test_nll_within_the_spread_is_told_from_nll_that_is_not():
     calm = [[1.31, 1.30, 1.31], [1.34, 1.33, 1.33]]
-    assert chaos.compare_nll(calm, [[1.30, 1.31], [1.35, 1.34]])[1] == []
+    assert chaos.compare_nll(calm, [[1.30, 1.31, 1.30], [1.35, 1.34, 1.34]])[1] == []
     assert "1.4100 is not within the noise" in chaos.compare_nll(calm, [[1.30, 1.32, 1.41]])[1][0]
-    (problem,) = chaos.compare_nll(calm, [[1.38, 1.39], [1.38, 1.37], [1.38, 1.39]])[1]
-    assert "the mean NLL with faults, 1.3817" in problem
+    text, problems = chaos.compare_nll(calm, [[1.39, 1.39, 1.39], [1.38, 1.39, 1.39]])
+    assert "same seed: +0.0800, +0.0900" in text
+    assert ["the mean NLL with faults, 1.3883" in problem for problem in problems] == [True]
 
 
 @pytest.mark.parametrize("kind", ["folder", "S3 bucket"])
