@@ -18,11 +18,12 @@ def test_twenty_faults_cost_the_others_nothing(tmp_path, capsys):
     settings = chaos.Settings(
         updates=800, hang_timeout=15, longest_gap=5, trouble=(1, 4), patience=500
     )
-    # Every kind of fault at least once.
+    # Every kind of fault at least once.  No run without faults: that of the full version is worth
+    # the time, for there the NLL at the end can tell something.
     plan = [("folder", 10), ("S3 bucket", 10)]
     with capsys.disabled():
         print()
-        problems = chaos.chaos(corpus, tmp_path, plan, settings, seed=1, calm_runs=1, spare=2)
+        problems = chaos.chaos(corpus, tmp_path, plan, settings, seed=1, calm_runs=0, spare=2)
     assert not problems
 
 
