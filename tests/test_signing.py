@@ -150,7 +150,7 @@ def test_a_replay_in_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("before", [None, OTHER])
-def test_a_groups_own_snapshot_of_another_key_gives_way_and_is_not_pruned(tmp_path, before):
+def test_a_groups_own_snapshot_of_another_key_gives_way_and_is_deleted_in_its_turn(tmp_path, before):
     for update in (10, 20, 30):
         exchange(tmp_path, before).publish(draft(update))
     own = exchange(tmp_path, KEY)
@@ -159,7 +159,7 @@ def test_a_groups_own_snapshot_of_another_key_gives_way_and_is_not_pruned(tmp_pa
     assert torch.equal(read(tmp_path, KEY, 20).tensors["bias"], state(99)["bias"])
     own.publish(draft(40))
     own.prune(1, keep=1)
-    assert own.updates(1) == [40, 30, 10]
+    assert own.updates(1) == [40]
 
 
 def test_with_a_key_snapshots_are_as_immutable_as_without(tmp_path):
