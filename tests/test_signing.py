@@ -150,7 +150,9 @@ def test_a_replay_in_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("before", [None, OTHER])
-def test_a_groups_own_snapshot_of_another_key_gives_way_and_is_deleted_in_its_turn(tmp_path, before):
+def test_a_groups_own_snapshot_of_another_key_gives_way_and_is_deleted_in_its_turn(
+    tmp_path, before
+):
     for update in (10, 20, 30):
         exchange(tmp_path, before).publish(draft(update))
     own = exchange(tmp_path, KEY)
