@@ -24,6 +24,7 @@ def peers(run: Run) -> dict[int, int]:
     return {int(line["num_updates"]): int(line["codistill_peers"]) for line in run.lines()}
 
 
+@pytest.mark.full
 def test_a_late_group_is_used_from_its_first_snapshot_on(corpus, tmp_path):
     exchange = tmp_path / "exchange"
     folders = {group: tmp_path / str(group) for group in range(3)}
@@ -64,6 +65,7 @@ def test_a_late_group_is_used_from_its_first_snapshot_on(corpus, tmp_path):
     assert {peer for peer, update in swaps if update < INTERVAL} == {"0", "1"}
 
 
+@pytest.mark.full
 def test_a_group_that_left_is_used_until_it_is_stale_and_again_when_it_is_back(corpus, tmp_path):
     exchange = tmp_path / "exchange"
     limit, left, left_again, updates = 150, 100, 300, 500

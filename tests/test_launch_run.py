@@ -151,6 +151,7 @@ def test_wrong_settings_are_told_once(tmp_path, corpus):
     assert starts(tmp_path / "out", 0) == 1
 
 
+@pytest.mark.full
 def test_what_print_shows_runs_as_it_stands(tmp_path, corpus):
     command = [
         *[
