@@ -33,7 +33,11 @@ CODISTILL = [
     *["--user-dir", str(PLUGIN), "--task", "codistill_translation"],
     *["--criterion", "codistill_cross_entropy"],
 ]
-LOCKSTEP = ["--codistill-mode", "lockstep", "--codistill-snapshot-dtype", "float32"]
+LOCKSTEP = [
+    *["--codistill-mode", "lockstep", "--codistill-snapshot-dtype", "float32"],
+    # Less than a test's patience: what is waited for in vain is in the log then.
+    *["--codistill-timeout", "200"],
+]
 
 
 @dataclass

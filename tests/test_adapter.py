@@ -228,6 +228,23 @@ def test_a_model_is_described_in_plain_json_and_rebuilt(corpus, arch):
     assert shapes == {n: t.shape for n, t in student.model.state_dict().items()}
 
 
+@pytest.fixture
+def poisoned_memory():
+    """Fresh memory holds no numbers, where otherwise it holds some only now and then."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_no_weight_is_what_was_in_memory(corpus, poisoned_memory, arch):
+    assert torch.Tensor(1).isnan()
+    state = Student(corpus, *ARCHITECTURES[arch]).model.state_dict()
+    assert [name for name, tensor in state.items() if not tensor.isfinite().all()] == []
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [

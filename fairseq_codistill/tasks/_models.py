@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fairseq.modules.dynamic_convolution import DynamicConv_scripatable
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -21,6 +22,20 @@ from fairseq_codistill.tasks import _peer_config
 
 # Parts of a model that a snapshot may ask for if its tensors are not known.
 MOST_PARTS = 20_000
+
+
+def clear_unused(model: nn.Module) -> None:
+    """Set to 0 what fairseq leaves as it found it in memory, and never uses.
+
+    A dynamic convolution has a bias even if it was told to have none.  Uncleared it would differ
+    from one start of a run to the next, and if it is not finite, no peer takes the snapshot.
+
+    Args:
+        model: as it was built, before a checkpoint is loaded.
+    """
+    for module in model.modules():
+        if isinstance(module, DynamicConv_scripatable) and not module.has_conv_bias:
+            nn.init.zeros_(module.conv_bias)
 
 
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:

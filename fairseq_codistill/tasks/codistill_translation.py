@@ -79,6 +79,7 @@ class CodistillTranslationTask(TranslationTask):
                     "--adaptive-softmax-cutoff: a model with adaptive softmax has no plain logits "
                     "to compare; leave it out"
                 )
+        _models.clear_unused(model)
         self._model_cfg = cfg
         return model
 
