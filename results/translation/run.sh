@@ -1,0 +1,218 @@
+#!/usr/bin/env bash
+# The paper's translation experiments at a size that fits two CPU cores: trains, translates the
+# test set, and writes a table, plots and raw numbers for each experiment.
+#
+# Usage: run.sh --text DIR [OPTIONS]
+#
+#   --text DIR       a folder with train, valid and test in German and English (train.de,
+#                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
+#   --only LIST      experiments, of T4 T2 T3 T5 T1 (default: all, in this order)
+#   --out DIR        data and runs (default: runs/translation)
+#   --results DIR    tables, plots, raw numbers (default: OUT/results)
+#   --updates N      of each run, for a trial of the machinery (default: 2400, and 3700 in T1)
+#   --dry-run        only print the commands
+#
+#   T4  how alpha grows (the paper's Figure 17): 9 runs, by which ALPHA and GROWTH were chosen
+#   T2  a model too large for its data (the paper's IWSLT'14): 2 x 3 seeds
+#   T3  how often to exchange (Figure 16): 7 runs beside those of T2
+#   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
+#   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
+#       4 x 3 seeds
+#
+# About six hours on two cores.  Run again, it passes over what is finished and goes on with what
+# was cut off.  Everything is in lockstep and in float32 on one thread a worker, so that the same
+# command gives the same numbers on the same kind of machine.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=examples/recipe.sh
+source "$HERE/../../examples/recipe.sh"
+
+# Chosen by T4, on one seed, and frozen for the rest.
+ALPHA=0.1 GROWTH=1.1
+SEEDS=(1 2 3)
+
+TEXT='' ONLY='T4 T2 T3 T5 T1' OUT=runs/translation RESULTS='' UPDATES='' DRY_RUN=''
+while (($#)); do
+    case $1 in
+        -h | --help) usage && exit ;;
+        --text | --only | --out | --results | --updates)
+            given=$(value "${@:1:2}")
+            case $1 in
+                --text) TEXT=$given ;;
+                --only) ONLY=$given ;;
+                --out) OUT=$given ;;
+                --results) RESULTS=$given ;;
+                --updates) UPDATES=$(number "$@") ;;
+            esac
+            shift
+            ;;
+        --dry-run) DRY_RUN=1 ;;
+        *) die "unknown argument '$1'; --help says what there is." ;;
+    esac
+    shift
+done
+[[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
+for experiment in $ONLY; do
+    [[ $experiment =~ ^T[1-5]$ ]] || die "--only $experiment is unknown; --help lists them."
+done
+RESULTS=${RESULTS:-$OUT/results}
+export OMP_NUM_THREADS=1
+
+# --- what is trained ------------------------------------------------------------------------------
+
+# over_parameterised: T2 to T5.  1.7 million parameters on 5,000 pairs, some 60,000 words of the
+# target: 30 parameters a word, where the paper's big transformer has 50 on IWSLT'14.
+over_parameterised() {
+    DATA=$OUT/data/5k WIDTH=160 TOKENS=400 STEPS=${UPDATES:-2400} INTERVAL=50
+    CHOSEN=over-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
+    prepare
+}
+
+# plain: T1.  1.2 million parameters on 20,000 pairs.
+plain() {
+    DATA=$OUT/data/20k WIDTH=128 TOKENS=1000 STEPS=${UPDATES:-3700} INTERVAL=100
+    CHOSEN=plain-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
+    prepare
+}
+
+prepare() {
+    local pairs=${DATA##*/}
+    SAVED=$((STEPS / 8 + 1))
+    step "Preparing $pairs pairs" \
+        bash "$REPO/data-bin-scripts/prepare-text.sh" "$TEXT" "$DATA" \
+        --train-lines "${pairs/k/000}" --held-out-lines 1000 --vocabulary 2000
+}
+
+# run NAME GROUPS WORKERS SEED FLAG...: trains OUT/NAME-seedSEED, and translates with its models.
+# Each has as many updates, of as many words a worker, as every other of its size.
+run() {
+    local name=$1-seed$4 groups=$2 workers=$3 seed=$4
+    local out=$OUT/$name
+    shift 4
+    if [[ -z $DRY_RUN && -e $out/evaluation/scores.json ]]; then
+        say "$name: already there"
+        return
+    fi
+    step "$name" \
+        codistill launch --groups "$groups" --workers-per-group "$workers" --out "$out" -- \
+        fairseq-train "$DATA/data-bin" --source-lang de --target-lang en \
+        --user-dir "$REPO/fairseq_codistill" \
+        --task codistill_translation --criterion codistill_cross_entropy \
+        --arch transformer --encoder-layers 2 --decoder-layers 2 \
+        --encoder-embed-dim "$WIDTH" --decoder-embed-dim "$WIDTH" \
+        --encoder-ffn-embed-dim $((4 * WIDTH)) --decoder-ffn-embed-dim $((4 * WIDTH)) \
+        --encoder-attention-heads 4 --decoder-attention-heads 4 \
+        --encoder-normalize-before --decoder-normalize-before --share-all-embeddings \
+        --dropout 0.3 --weight-decay 0.0001 \
+        --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
+        --lr 0.002 --lr-scheduler inverse_sqrt --warmup-updates 400 --max-update "$STEPS" \
+        --max-tokens "$TOKENS" --max-tokens-valid 8000 --required-batch-size-multiple 1 \
+        --save-interval-updates "$SAVED" --keep-interval-updates 2 --no-epoch-checkpoints \
+        --seed "$seed" --cpu --num-workers 0 --log-format json --log-interval 50 "$@"
+    step "$name: translating" \
+        bash "$REPO/examples/evaluate.sh" "$out" --data "$DATA/data-bin" --pair de-en \
+        --sentencepiece --best --groups "$groups" --cpu
+    [[ -n $DRY_RUN ]] || rm -rf "$out/exchange" "$out"/group-*/checkpoint_*_*.pt
+}
+
+# all_reduce NAME SEED FLAG...: one model on two workers.
+all_reduce() {
+    run "$1" 1 2 "${@:2}"
+}
+
+# codistilled NAME GAMMA ALPHA INTERVAL SEED FLAG...: two models on a worker each.
+codistilled() {
+    # A resumed run may need the snapshots since the checkpoint before the last.
+    run "$1-gamma$2-alpha$3-interval$4" 2 1 "$5" \
+        --codistill-mode lockstep --codistill-interval "$4" \
+        --codistill-keep $((2 * SAVED / $4 + 2)) \
+        --codistill-alpha "$3" --codistill-alpha-growth "$2" "${@:6}"
+}
+
+# independent NAME SEED FLAG...: two models that know nothing of each other, on a worker each.
+independent() {
+    run "$1" 2 1 "$2" --codistill-alpha 0 "${@:3}"
+}
+
+# publish EXPERIMENT LABEL=RUNS...: writes RESULTS/EXPERIMENT/ on the runs of OUT of such names.
+publish() {
+    local experiment=$1 row runs=()
+    shift
+    for row in "$@"; do
+        # shellcheck disable=SC2206 # the pattern is to be expanded
+        runs+=(--as "${row%=*}" $OUT/${row##*=})
+    done
+    step "$experiment: report" codistill report "${runs[@]}" --json --out "$RESULTS/$experiment"
+    step "$experiment: table" python "$HERE/summary.py" "$RESULTS/$experiment"
+}
+
+# --- the experiments ------------------------------------------------------------------------------
+
+# The large gammas begin low: 15 epochs make 4 of 1 by 1.1, and 440 of 1 by 1.5.
+T4() {
+    local point rows=()
+    over_parameterised
+    for point in 1:0.1 1:0.3 1:1 1.1:0.03 1.1:0.1 1.1:0.3 1.5:0.0003 1.5:0.001 1.5:0.003; do
+        local gamma=${point%:*} alpha=${point#*:}
+        codistilled over "$gamma" "$alpha" $INTERVAL 1
+        rows+=("gamma $gamma, first alpha $alpha=over-gamma$gamma-alpha$alpha-interval$INTERVAL-seed1")
+    done
+    publish T4 "${rows[@]}"
+}
+
+T2() {
+    local seed
+    over_parameterised
+    for seed in "${SEEDS[@]}"; do
+        all_reduce over-all-reduce-smoothed "$seed" --label-smoothing 0.1
+        codistilled over $GROWTH $ALPHA $INTERVAL "$seed"
+    done
+    publish T2 "all_reduce, smoothing 0.1=over-all-reduce-smoothed-seed?" \
+        "codistillation=$CHOSEN-seed?"
+}
+
+T3() {
+    local seed over=over-gamma$GROWTH-alpha$ALPHA
+    over_parameterised
+    codistilled over $GROWTH $ALPHA 20 1
+    for seed in "${SEEDS[@]}"; do
+        codistilled over $GROWTH $ALPHA $INTERVAL "$seed"
+        codistilled over $GROWTH $ALPHA 125 "$seed"
+        codistilled over $GROWTH $ALPHA 1 "$seed"
+    done
+    publish T3 "T = 1=$over-interval1-seed?" "T = 20=$over-interval20-seed?" \
+        "T = $INTERVAL=$CHOSEN-seed?" "T = 125=$over-interval125-seed?"
+}
+
+T5() {
+    local seed
+    over_parameterised
+    for seed in "${SEEDS[@]}"; do
+        codistilled over $GROWTH $ALPHA $INTERVAL "$seed"
+        independent over-independent "$seed"
+        independent over-independent-smoothed "$seed" --label-smoothing 0.1
+    done
+    publish T5 "independent=over-independent-seed?" \
+        "independent, smoothing 0.1=over-independent-smoothed-seed?" \
+        "codistilled=$CHOSEN-seed?"
+}
+
+T1() {
+    local seed
+    plain
+    for seed in "${SEEDS[@]}"; do
+        all_reduce plain-all-reduce-smoothed "$seed" --label-smoothing 0.1
+        all_reduce plain-all-reduce "$seed"
+        codistilled plain $GROWTH $ALPHA $INTERVAL "$seed"
+        codistilled plain-smoothed $GROWTH $ALPHA $INTERVAL "$seed" --label-smoothing 0.1
+    done
+    publish T1 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed?" \
+        "all_reduce=plain-all-reduce-seed?" \
+        "codistillation=$CHOSEN-seed?" \
+        "codistillation, smoothing 0.1=${CHOSEN/plain/plain-smoothed}-seed?"
+}
+
+for experiment in $ONLY; do
+    "$experiment"
+done
