@@ -17,6 +17,7 @@
 #   --precision P   fp16, bf16, amp or fp32 (default: fp32, as in the recipe)
 #   --cpu           CPU workers in place of GPUs; for a trial with a small model
 #   --dry-run       only print the commands
+#   --arguments     only print what fairseq-train would be given, one a line, for other schedulers
 #
 # The settings are those of fairseq's recipe for this corpus: learning rate 5e-4, 4000 updates of
 # warm-up, dropout 0.3, weight decay 1e-4, 4096 tokens a worker; the model is the paper's choice.
@@ -26,7 +27,8 @@
 # fair comparison holds fixed.  Run again, it goes on where it was.  Flags after -- are added to
 # fairseq's and win.
 #
-# With more GPUs, run several seeds side by side, each with its own CUDA_VISIBLE_DEVICES.
+# With more GPUs, run several seeds side by side, each with its own CUDA_VISIBLE_DEVICES.  On a
+# cluster: slurm/README.md.
 set -euo pipefail
 
 # shellcheck source=examples/recipe.sh

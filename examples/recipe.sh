@@ -41,7 +41,7 @@ number() {
 # NAME, WORKERS (of the recipe), TOKENS (a worker's in one pass) and the defaults of GPUS, DATA and
 # PRECISION.  Sets these and the rest.
 recipe_options() {
-    MODELS=2 ALL_REDUCE='' FULL_BATCH='' OUT='' SEED=1 CPU='' DRY_RUN=''
+    MODELS=2 ALL_REDUCE='' FULL_BATCH='' OUT='' SEED=1 CPU='' DRY_RUN='' ARGUMENTS=''
     EXTRA=()
     local models='' given
     while (($#)); do
@@ -63,6 +63,7 @@ recipe_options() {
             --full-batch) FULL_BATCH=1 ;;
             --cpu) CPU=1 ;;
             --dry-run) DRY_RUN=1 ;;
+            --arguments) ARGUMENTS=1 ;;
             --) EXTRA=("${@:2}") && break ;;
             *) die "unknown argument '$1'; --help says what there is, flags of fairseq go after --." ;;
         esac
@@ -128,20 +129,27 @@ describe() {
 # validation thereby lack the last (n mod 8) sentences: none of newstest2013's 3,000, 3 of the
 # 7,283 of IWSLT's.  evaluate.sh, whose figures are published, leaves out none.
 train() {
-    local own
+    local own arguments
     work_out
     if [[ -n $ALL_REDUCE ]]; then
         own=(--label-smoothing "$SMOOTHING")
     else
         own=(--label-smoothing 0 "${CODISTILL[@]}")
     fi
+    arguments=(
+        "$DATA" --user-dir "$REPO/fairseq_codistill"
+        --task codistill_translation --criterion codistill_cross_entropy
+        "$@" "${own[@]}" --max-tokens "$TOKENS" --update-freq "$UPDATE_FREQ" --seed "$SEED"
+        "${PRECISION_FLAG[@]}" --log-format json --log-interval 50 "${EXTRA[@]}"
+    )
+    if [[ -n $ARGUMENTS ]]; then
+        printf '%s\n' "${arguments[@]}"
+        exit
+    fi
     describe
     step "Training in $OUT" \
         codistill launch --groups "$MODELS" --workers-per-group "$GROUP_WORKERS" --out "$OUT" -- \
-        fairseq-train "$DATA" --user-dir "$REPO/fairseq_codistill" \
-        --task codistill_translation --criterion codistill_cross_entropy \
-        "$@" "${own[@]}" --max-tokens "$TOKENS" --update-freq "$UPDATE_FREQ" --seed "$SEED" \
-        "${PRECISION_FLAG[@]}" --log-format json --log-interval 50 "${EXTRA[@]}"
+        fairseq-train "${arguments[@]}"
 }
 
 # then_evaluate OPTION...: tells the line that evaluates the run.

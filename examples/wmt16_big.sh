@@ -16,6 +16,7 @@
 #   --precision P   fp16, bf16, amp or fp32 (default: fp16, as in the recipe)
 #   --cpu           CPU workers in place of GPUs; for a trial with a small model
 #   --dry-run       only print the commands
+#   --arguments     only print what fairseq-train would be given, one a line, for other schedulers
 #
 # The settings are those of Ott et al. (2018) for 128 GPUs: 128 x 3584 tokens an update, learning
 # rate 0.001, 4000 updates of warm-up; 18,000 updates, as in the paper's plots.  recipe.sh says

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,7 @@ from harness import BIN, SEED_STEP, environment
 
 import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
 
-SBATCH = Path(__file__).parent.parent / "examples" / "slurm" / "wmt16.sbatch"
+REPO = Path(__file__).parent.parent
 STAND_IN = f"""#!{sys.executable}
 import json, os, sys
 names = ("CODISTILL_NONCE", "CODISTILL_RESTARTS")
@@ -33,6 +34,7 @@ JOB = {
     "SLURM_ARRAY_TASK_COUNT": "2",
     "SLURM_NNODES": "2",
     "SLURM_GPUS_ON_NODE": "8",
+    "SLURM_SUBMIT_DIR": str(REPO),
 }
 
 
@@ -46,19 +48,25 @@ def submit(tmp_path):
         (stubs / name).chmod(0o755)
     record = tmp_path / "record"
 
-    def run(index: int, status: int = 0, **more: str):
+    def run(
+        index: int,
+        status: int = 0,
+        words: tuple[str, ...] = ("wmt16_big",),
+        complains: str = "",
+        **more: str,
+    ):
         record.write_text("")
         task = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_ID": str(4101 + index)}
         path = f"{stubs}:{BIN}:{os.environ['PATH']}"
         said = {"RECORD": str(record), "SRUN_STATUS": str(status), "PATH": path}
         done = subprocess.run(
-            ["bash", str(SBATCH)],
+            ["bash", str(REPO / "examples" / "slurm" / "train.sbatch"), *words],
             cwd=tmp_path,
-            env=environment(**JOB, **task, **said, **more),
+            env=environment(**JOB | task | said | more),
             capture_output=True,
             text=True,
         )
-        assert done.stderr == ""
+        assert complains in done.stderr if complains else done.stderr == ""
         return done.returncode, [json.loads(line) for line in record.read_text().splitlines()]
 
     return run
@@ -88,6 +96,43 @@ def test_every_array_task_is_a_group(submit, tmp_path):
         nonces.add(variables["CODISTILL_NONCE"])
     assert len(ports) == len(nonces) == 2
     assert min(ports) > 1024
+
+
+@pytest.mark.parametrize("recipe", ["wmt16_big", "iwslt14_big"])
+@pytest.mark.parametrize("all_reduce", [False, True])
+def test_the_recipe_is_that_of_one_machine(submit, recipe, all_reduce, tmp_path):
+    """Two groups, or one, on two GPUs in all: what fairseq is given is what launch gives it."""
+    share = {"SLURM_ARRAY_TASK_COUNT": "1" if all_reduce else "2", "SLURM_NNODES": "1"}
+    share["SLURM_GPUS_ON_NODE"] = "2" if all_reduce else "1"
+    twin = ["--all-reduce"] if all_reduce else []
+    _, [(_, arguments, _)] = submit(0, words=(recipe, *twin), **share)
+    line = ["bash", str(REPO / "examples" / f"{recipe}.sh"), "--gpus", "2", "--dry-run", *twin]
+    shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    words = shlex.split(next(x for x in shown.splitlines() if x.startswith("codistill launch")))
+    single = options.parse_args_and_arch(
+        options.get_training_parser(), words[words.index("fairseq-train") + 1 :]
+    )
+    cluster = vars(parse(arguments))
+    different = {key for key, value in vars(single).items() if cluster[key] != value}
+    # What launch adds to the line of one machine.
+    added = {"codistill_num_groups", "codistill_dir", "codistill_run_id", "save_dir"}
+    placed = {"distributed_world_size", "distributed_port"}
+    assert different <= added | placed
+    assert cluster["distributed_world_size"] == (2 if all_reduce else 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "says"),
+    [
+        ((), {}, "name a recipe of examples/"),
+        (("bert",), {}, "name a recipe of examples/"),
+        (("wmt16_big",), {"SLURM_GPUS_ON_NODE": "3"}, "--gpus 12 does not divide 128 workers"),
+        (("wmt16_big",), {"SLURM_ARRAY_TASK_COUNT": "1"}, "--groups 1 has nobody to learn from"),
+    ],
+)
+def test_what_cannot_be_is_not_requeued(submit, words, more, says, tmp_path):
+    assert submit(0, words=words, complains=says, **more) == (2, [])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_fairseq_finds_its_nodes(submit, monkeypatch, tmp_path):
@@ -126,9 +171,9 @@ def test_a_requeued_group_is_the_same_and_goes_on(submit, tmp_path):
 
 
 def test_a_new_array_job_goes_on_with_the_run(submit, tmp_path):
-    _, [(_, arguments, _)] = submit(1, RUN_ID="999", GROUPS_OF_RUN="3")
+    _, [(_, arguments, _)] = submit(1, RUN_ID="999", GROUPS_OF_RUN="4")
     args = parse(arguments)
-    assert (args.codistill_run_id, args.codistill_num_groups) == ("999", 3)
+    assert (args.codistill_run_id, args.codistill_num_groups) == ("999", 4)
     assert args.save_dir == f"{tmp_path}/runs/999/group-1"
 
 
