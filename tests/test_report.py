@@ -14,7 +14,17 @@ import pytest
 from matplotlib.image import imread
 
 from fairseq_codistill import cli
-from fairseq_codistill.report import KEYS, labels, logs, plots, runs, series, settings, table
+from fairseq_codistill.report import (
+    KEYS,
+    compare,
+    labels,
+    logs,
+    plots,
+    runs,
+    series,
+    settings,
+    table,
+)
 
 PREFIX = "2026-01-01 00:00:00 | INFO | {} | "
 HYDRA = "[2026-01-01 00:00:00,123][{}][INFO] - "
@@ -102,6 +112,18 @@ def write_run(folder: Path, seed: int, groups: int = 1, shift: float = 0.0, lr="
                 writer.valid(update, loss=nll + 1, nll_loss=nll + 1)
         writer.to(folder / f"group-{group}" / "log.txt" if groups > 1 else folder / "log.txt")
     return folder
+
+
+def write_scores(run: Path, models: list[float], ensemble: float, beam: str = "5") -> Path:
+    """What evaluate.sh leaves of a run."""
+    rows = {f"model {i}": value for i, value in enumerate(models)}
+    rows |= {"ensemble": ensemble, "weight average": 1.0}
+    scores = {name: {"sacrebleu": bleu, "compound_split_bleu": None} for name, bleu in rows.items()}
+    said = {"beam": beam, "subset": "test", "sentences": 7, "sacrebleu_signature": "nrefs:1|x"}
+    path = run / "evaluation" / "scores.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(said | {"scores": scores}))
+    return path
 
 
 def report(capsys, *arguments: object) -> str:
@@ -312,6 +334,8 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     plain = [write_run(folder / f"plain-{seed}", seed, shift=0.2) for seed in (1, 2, 3)]
     both = [write_run(folder / f"both-{seed}", seed, groups=2) for seed in (1, 2)]
+    write_scores(both[0], [20.0, 21.0], 23.0)
+    write_scores(both[1], [22.0, 24.0], 25.0)
     out = folder / "out"
     command = ["report", *plain, "--as", "both|<b>", *both, "--out", out, "--html", "--json"]
     assert cli.main([str(word) for word in command]) == 0
@@ -340,6 +364,47 @@ def test_the_table_has_the_numbers(written):
     assert both[6:] == ["0.5", "2", "1 %", "0"]
     for picture in written.glob("*.png"):
         assert f"]({picture.name})" in text
+
+
+def test_the_translations_have_a_table(written):
+    text = (written / "report.md").read_text()
+    row = re.search(r"^## Translations\n\n.*\n.*\n\|(.*)\|\n\n(.*)$", text, re.M)
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row[1])]
+    assert cells[1:] == [
+        *["2", "21.75 (20.00 to 24.00)", "24.00 (23.00 to 25.00)", "1.00"],
+    ]
+    assert "subset test; sentences 7; beam 5; nrefs:1\\|x." in row[2]
+
+
+def test_the_gap_has_the_error_of_its_runs(written):
+    text = (written / "report.md").read_text()
+    row = re.search(r"^## Against plain\n\n.*\n.*\n\|(.*)\|$", text, re.M)
+    cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row[1])]
+    # Runs of 0.21, 0.22, 0.23 against runs of two groups each, in the mean 0.06 and 0.07.
+    error = math.sqrt(0.0001 / 3 + 0.00005 / 2)
+    assert cells[1:] == [f"-0.155 ± {error:.3f}"] * 2
+
+
+def test_scores_under_other_conditions_and_broken_ones(tmp_path, capsys):
+    one, other, broken = (write_run(tmp_path / name, 1, groups=2) for name in "abc")
+    write_scores(one, [10.0, 12.0], 13.0)
+    write_scores(other, [11.0, 15.0], 13.0, beam="1")
+    path = write_scores(broken, [9.0], 9.0)
+    path.write_text(path.read_text().replace("sacrebleu", "bleu"))
+    said = report(
+        capsys, "--as", "a", one, "--as", "b", other, "--as", "c", broken, "--out", tmp_path
+    )
+    assert f"note: {path} is not what evaluate.sh writes, and is left out" in said
+    text = (tmp_path / "report.md").read_text()
+    assert "beam" not in text.split("## Translations")[1].split("##")[0]
+    gaps = dict(re.findall(r"^\| (b|c) .*\| +(\S+) \|$", text.split("## Against a")[1], re.M)[:2])
+    assert gaps == {"b": "+2.00", "c": "-"}
+
+
+def test_a_gap_without_numbers_is_none():
+    assert compare.gap([], [1.0]) is None
+    assert compare.gap([math.nan], [1.0]) is None
+    assert compare.gap([3.0], [1.0, 2.0]) == compare.Gap(1.5, None)
 
 
 def test_the_pictures_show_something(written):

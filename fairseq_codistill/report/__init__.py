@@ -3,7 +3,8 @@
 ``runs`` finds the logs of what the user named, ``logs`` parses them, ``settings`` tells which
 runs differ in their seed only and ``labels`` puts these into one line. ``series`` makes a mean
 and a band of several curves, ``table`` the numbers, ``plots`` the pictures. ``content`` says what
-a report holds, ``markdown``, ``page`` and ``document`` say it, ``show`` ties them together.
+a report holds, ``compare`` how far two lines are apart, ``scores`` how well a run translates,
+``markdown``, ``page`` and ``document`` say it, ``show`` ties them together.
 Nothing here imports torch or fairseq.
 """
 
@@ -17,6 +18,10 @@ keys of report.json (what is not known is null; updates and values are lists ali
     spreads        over its models: best_nll, best_update, last_nll, updates,
                    words_per_second, alpha, staleness, stall_share, seconds and
                    restarts, each null or mean, min, max
+    scores         sacreBLEU of each run that examples/evaluate.sh has scored:
+                   run, models (a list), ensemble, weight_average, signature,
+                   conditions (data, subset, sentences, beam, lenpen,
+                   checkpoints, references)
     models         each model, that is each group of each run:
       log, run, group, seed, run_id, git_commit
       figures      the same keys, each a number; nll in bits a token,

@@ -11,6 +11,7 @@ import numpy as np
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.report import labels as grouping
 from fairseq_codistill.report import plots, series, table
+from fairseq_codistill.report.compare import gap
 from fairseq_codistill.report.labels import Label
 from fairseq_codistill.report.series import Band, Curve
 from fairseq_codistill.report.settings import difference
@@ -111,6 +112,7 @@ class Content:
     title: str
     summary: list[str]
     main: Table
+    results: list[Table]
     pictures: list[Picture]
     tables: list[Table]
     notes: list[str]
@@ -133,9 +135,11 @@ def build(labels: Sequence[Label]) -> Content:
             pictures.append(picture)
     if not any(label.codistilled for label in labels):
         notes.append("No run here has peers, so there is no picture of alpha, D and staleness.")
+    results = [*_translations(labels), *_gaps(labels)]
     tables = [_models(labels)] if any(len(label.models) > 1 for label in labels) else []
     tables += [*_settings(labels), _places(labels)]
-    return Content("Codistillation report", summary(labels), _main(labels), pictures, tables, notes)
+    title = "Codistillation report"
+    return Content(title, summary(labels), _main(labels), results, pictures, tables, notes)
 
 
 def summary(labels: Sequence[Label]) -> list[str]:
@@ -190,6 +194,78 @@ def _main(labels: Sequence[Label]) -> Table:
             f"the least and the greatest. {caption}"
         )
     return Table("Runs", header, rows, 1, caption)
+
+
+def _translations(labels: Sequence[Label]) -> list[Table]:
+    """Give a table of the translations' scores, if any run has some."""
+    scored = {label.name: [run.scores for run in label.runs if run.scores] for label in labels}
+    known = [scores for some in scored.values() for scores in some]
+    if not known:
+        return []
+    rows = [
+        [
+            name,
+            str(len(some)),
+            _number(table.spread([value for one in some for value in one.models]), ".2f"),
+            _number(table.spread([one.ensemble for one in some]), ".2f"),
+            _number(table.spread([one.weight_average for one in some]), ".2f"),
+        ]
+        for name, some in scored.items()
+        if some
+    ]
+    alike = [
+        f"{key} {values.pop()}"
+        for key in known[0].conditions
+        if len(values := {one.conditions.get(key, "-") for one in known}) == 1
+    ]
+    signatures = sorted({one.signature for one in known if one.signature})
+    caption = "; ".join(
+        [
+            "sacreBLEU, higher is better: a mean over the models, ensembles or averages of a line, "
+            "and in brackets the least and the greatest",
+            *alike,
+            *signatures,
+        ]
+    )
+    header = ["run", "runs", "one model", "ensemble", "mean of the weights"]
+    return [Table("Translations", header, rows, 1, f"{caption}.")]
+
+
+def _gaps(labels: Sequence[Label]) -> list[Table]:
+    """Give a table of how far each line is from the first one."""
+    if len(labels) < 2:
+        return []
+
+    def values(label: Label, name: str) -> list[float]:
+        """One number a run: its models know of each other, and are no independent tries."""
+        each = [
+            [getattr(table.figures(model.log), name) for model in run.models] for run in label.runs
+        ]
+        return [sum(some) / len(some) for some in each if None not in some]
+
+    def bleu(label: Label) -> list[float]:
+        return [run.scores.model for run in label.runs if run.scores is not None]
+
+    first, *others = labels
+    columns = [
+        ("best valid NLL", ".3f", lambda label: values(label, "best_nll")),
+        ("last valid NLL", ".3f", lambda label: values(label, "last_nll")),
+        ("sacreBLEU, one model", ".2f", bleu),
+    ]
+    columns = [column for column in columns if column[2](first)]
+    if not columns:
+        return []
+    rows = []
+    for label in others:
+        gaps = [(gap(get(label), get(first)), digits) for _, digits, get in columns]
+        rows.append([label.name, *("-" if one is None else one.say(d) for one, d in gaps)])
+    caption = (
+        "The difference of the means, and after ± its standard error. What counts once is a run, "
+        "with the mean over its models. Without ±: one side has a single run, so that nothing is "
+        "known of chance."
+    )
+    header = ["run", *(name for name, _, _ in columns)]
+    return [Table(f"Against {first.name}", header, rows, 1, caption)]
 
 
 def _models(labels: Sequence[Label]) -> Table:

@@ -10,6 +10,8 @@ from fairseq_codistill.report.content import Content, Table
 def as_markdown(content: Content) -> str:
     """Give the text of ``report.md``."""
     parts = [f"# {content.title}", _table(content.main)]
+    for table in content.results:
+        parts += [f"## {_plain(table.title)}", _table(table)]
     for picture in content.pictures:
         parts += [
             f"## {_plain(picture.title)}",

@@ -26,6 +26,7 @@ figcaption, .caption { color: #555; font-size: .86rem; max-width: 52rem; margin-
 def as_html(content: Content) -> str:
     """Give the page."""
     parts = [f"<h1>{escape(content.title)}</h1>", _table(content.main)]
+    parts += [_table(table) for table in content.results]
     parts += [_picture(picture) for picture in content.pictures]
     parts += [_table(table) for table in content.tables]
     if content.notes:

@@ -10,8 +10,9 @@ from typing import Any
 
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch import record
-from fairseq_codistill.report import logs, settings
+from fairseq_codistill.report import logs, scores, settings
 from fairseq_codistill.report.logs import Log
+from fairseq_codistill.report.scores import Scores
 from fairseq_codistill.report.settings import Settings
 
 USUAL = ("log.txt", "train.log", "hydra_train.log")
@@ -51,6 +52,7 @@ class Run:
         notes: sentences about what is missing.
         run_id: if launch or the log tells.
         git_commit: that launch ran.
+        scores: of its translations, if evaluate.sh has made them.
     """
 
     named: str
@@ -58,6 +60,7 @@ class Run:
     notes: list[str]
     run_id: str | None = None
     git_commit: str | None = None
+    scores: Scores | None = None
 
     @property
     def settings(self) -> Settings:
@@ -99,7 +102,9 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
             notes.append(f"{named}: group {group} is left out: {error}.")
     if not models:
         raise UserError(" ".join([f"no group of {named} has trained.", *notes]).rstrip("."))
-    return Run(named, models, notes, written.get("run_id"), written.get("git_commit"))
+    found, complaint = scores.read(out)
+    notes += [complaint] if complaint else []
+    return Run(named, models, notes, written.get("run_id"), written.get("git_commit"), found)
 
 
 def _model(group: int, path: Path) -> Model:

@@ -77,10 +77,11 @@ def figures(log: Log) -> Figures:
 
 def spreads(models: Sequence[Figures]) -> Mapping[str, Spread | None]:
     """Give the spread of each of the ``Figures`` over those models that have it."""
-    return {one.name: _spread([getattr(m, one.name) for m in models]) for one in fields(Figures)}
+    return {one.name: spread([getattr(m, one.name) for m in models]) for one in fields(Figures)}
 
 
-def _spread(values: Iterable[float | None]) -> Spread | None:
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Give the spread of the values that are there; None if there is none."""
     known = [value for value in values if value is not None]
     if not known:
         return None

@@ -144,7 +144,6 @@ publish() {
         runs+=(--as "${row%=*}" $OUT/${row##*=})
     done
     step "$experiment: report" codistill report "${runs[@]}" --json --out "$RESULTS/$experiment"
-    step "$experiment: table" python "$HERE/summary.py" "$RESULTS/$experiment"
 }
 
 # --- the experiments ------------------------------------------------------------------------------
