@@ -61,31 +61,7 @@ settings() {
     printf '%s\n' "pair $PAIR, training lines $TRAIN_LINES, held-out lines $HELD_OUT_LINES," \
         "vocabulary $VOCABULARY (0: all)"
     cd "$SCRIPTS"
-    sha256sum prepare-text.sh sample_lines.py sentencepiece_text.py lines.py
-}
-
-make_text() {
-    mkdir "$1"
-    local split count
-    for split in train valid test; do
-        count=$HELD_OUT_LINES
-        [[ $split != train ]] || count=$TRAIN_LINES
-        python "$SCRIPTS/sample_lines.py" "$TEXT/$split" "$1/$split" \
-            --languages "$SOURCE" "$TARGET" --count "$count"
-    done
-}
-
-make_pieces() {
-    mkdir "$1"
-    python "$SCRIPTS/sentencepiece_text.py" train "$DEST/text/train.$SOURCE" \
-        "$DEST/text/train.$TARGET" --model "$1/sentencepiece.model" --vocab-size "$VOCABULARY"
-    local split language
-    for split in train valid test; do
-        for language in "$SOURCE" "$TARGET"; do
-            python "$SCRIPTS/sentencepiece_text.py" encode "$1/sentencepiece.model" \
-                "$DEST/text/$split.$language" "$1/$split.$language"
-        done
-    done
+    sha256sum prepare-text.sh sample_lines.py subwords.py sentencepiece_text.py lines.py
 }
 
 if [[ -z $DRY_RUN ]]; then
@@ -93,11 +69,17 @@ if [[ -z $DRY_RUN ]]; then
         die "$DEST was made with other settings or another version of these scripts:" \
             "delete it and what was trained on it, or name another folder."
     fi
+    python -c "import sentencepiece, subword_nmt" ||
+        die "a package is missing: pip install 'fairseq-codistill[data]'"
     mkdir -p "$LOGS"
     settings >"$DEST/settings"
 fi
-stage text "$DEST/text" "Drawing from the text from $TEXT" make_text
-stage pieces "$DEST/pieces" "Learning $VOCABULARY subword pieces" make_pieces
+stage text "$DEST/text" "Drawing from the text in $TEXT" \
+    python "$SCRIPTS/sample_lines.py" "$TEXT" --languages "$SOURCE" "$TARGET" \
+    --train "$TRAIN_LINES" --held-out "$HELD_OUT_LINES"
+stage pieces "$DEST/pieces" "Learning $VOCABULARY subword pieces" \
+    python "$SCRIPTS/subwords.py" sentencepiece --languages "$SOURCE" "$TARGET" \
+    --size "$VOCABULARY" "$DEST/text"
 stage preprocess "$DEST/data-bin" "Laying out the data with fairseq-preprocess" \
     fairseq-preprocess --source-lang "$SOURCE" --target-lang "$TARGET" --joined-dictionary \
     --workers 2 --trainpref "$DEST/pieces/train" --validpref "$DEST/pieces/valid" \

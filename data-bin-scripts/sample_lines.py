@@ -11,6 +11,9 @@ from pathlib import Path
 import fsspec
 from lines import write_pairs
 
+# The draw is the same each time.
+SEED = 1
+
 
 def find(prefix: Path, language: str) -> Path:
     """Give the one file of a language, PREFIX.<language> or that with a compression's ending."""
@@ -45,30 +48,41 @@ def read_pairs(paths: tuple[Path, Path]) -> Iterator[tuple[str, str]]:
             yield pair[0].removesuffix("\n"), pair[1].removesuffix("\n")
 
 
+def draw(text: Path, dest: Path, languages: tuple[str, str], count: int) -> int:
+    """Write `count` pairs drawn by chance, in their order, or all for 0; gives their number."""
+    first, second = languages
+    pairs = list(read_pairs((find(text, first), find(text, second))))
+    if count > len(pairs):
+        sys.exit(f"{text} has {len(pairs)} lines, fewer than the {count} asked for; ask for less")
+    if count:
+        drawn = sorted(random.Random(SEED).sample(range(len(pairs)), count))
+        pairs = [pairs[i] for i in drawn]
+    return write_pairs(dest, languages, pairs)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path, help="PREFIX of PREFIX.<language>[.xz, .gz or .bz2]")
-    parser.add_argument("dest", type=Path, help="PREFIX of what is written")
+    parser.add_argument("text", type=Path, help="folder of {train,valid,test}.<language>")
+    parser.add_argument("folder", type=Path, help="new folder for what is drawn")
     parser.add_argument("--languages", nargs=2, required=True)
-    parser.add_argument("--count", type=int, required=True, help="lines to draw; 0: all")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
+    parser.add_argument("--train", type=int, default=0, help="lines of train; 0: all")
+    parser.add_argument("--held-out", type=int, default=0, help="lines of valid, and of test")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw the lines; they keep their order."""
+    """Draw from each part."""
     args = parse_args(argv)
-    first, second = args.languages
-    pairs = list(read_pairs((find(args.text, first), find(args.text, second))))
-    if args.count > len(pairs):
-        sys.exit(f"{args.text} has {len(pairs)} lines, fewer than the {args.count} asked for")
-    if args.count:
-        drawn = sorted(random.Random(args.seed).sample(range(len(pairs)), args.count))
-        pairs = [pairs[i] for i in drawn]
-    count = write_pairs(args.dest, (first, second), pairs)
-    print(f"{args.dest.name}: {count} lines")
+    args.folder.mkdir()
+    for part in ("train", "valid", "test"):
+        count = args.train if part == "train" else args.held_out
+        drawn = draw(args.text / part, args.folder / part, tuple(args.languages), count)
+        print(f"{part}: {drawn} lines")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"sample_lines.py: {error}")

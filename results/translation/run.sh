@@ -7,9 +7,9 @@
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
 #   --only LIST      experiments, of T4 T2 T3 T5 T1 (default: all, in this order)
-#   --out DIR        data and runs (default: runs/translation)
+#   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
-#   --updates N      of each run, for a trial of the machinery (default: 3000, and 4500 in T1)
+#   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
 #   --dry-run        only print the commands
 #
 #   T4  how alpha grows (the paper's Figure 17): 9 runs, by which ALPHA and GROWTH were chosen
@@ -32,21 +32,21 @@ source "$HERE/../../examples/recipe.sh"
 ALPHA=0.1 GROWTH=1.1
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T3 T5 T1' OUT=runs/translation RESULTS='' UPDATES='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T3 T5 T1' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
-        --text | --only | --out | --results | --updates)
+        --text | --only | --out | --results)
             given=$(value "${@:1:2}")
             case $1 in
                 --text) TEXT=$given ;;
                 --only) ONLY=$given ;;
                 --out) OUT=$given ;;
                 --results) RESULTS=$given ;;
-                --updates) UPDATES=$(number "$@") ;;
             esac
             shift
             ;;
+        --trial) TRIAL=1 && SEEDS=(1) ;;
         --dry-run) DRY_RUN=1 ;;
         *) die "unknown argument '$1'; --help says what there is." ;;
     esac
@@ -56,6 +56,7 @@ done
 for experiment in $ONLY; do
     [[ $experiment =~ ^T[1-5]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
+OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
 export OMP_NUM_THREADS=1
 
@@ -64,24 +65,27 @@ export OMP_NUM_THREADS=1
 # over_parameterised: T2 to T5.  1.7 million parameters on 5,000 pairs, some 60,000 words of the
 # target: 30 parameters a word, where the paper's big transformer has 50 on IWSLT'14.
 over_parameterised() {
-    DATA=$OUT/data/5k WIDTH=160 TOKENS=400 STEPS=${UPDATES:-3000} INTERVAL=50
+    PAIRS=5000 WIDTH=160 TOKENS=400 STEPS=3000 INTERVAL=50
     CHOSEN=over-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
     prepare
 }
 
 # plain: T1.  1.2 million parameters on 20,000 pairs.
 plain() {
-    DATA=$OUT/data/20k WIDTH=128 TOKENS=1000 STEPS=${UPDATES:-4500} INTERVAL=100
+    PAIRS=20000 WIDTH=128 TOKENS=1000 STEPS=4500 INTERVAL=100
     CHOSEN=plain-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
     prepare
 }
 
 prepare() {
-    local pairs=${DATA##*/}
-    SAVED=$((STEPS / 8 + 1))
-    step "Preparing $pairs pairs" \
+    local held_out=1000 vocabulary=2000
+    if [[ -n $TRIAL ]]; then
+        PAIRS=400 STEPS=8 held_out=50 vocabulary=200
+    fi
+    DATA=$OUT/data/$PAIRS SAVED=$((STEPS / 8 + 1))
+    step "Preparing $PAIRS pairs" \
         bash "$REPO/data-bin-scripts/prepare-text.sh" "$TEXT" "$DATA" \
-        --train-lines "${pairs/k/000}" --held-out-lines 1000 --vocabulary 2000
+        --train-lines "$PAIRS" --held-out-lines "$held_out" --vocabulary "$vocabulary"
 }
 
 # run NAME GROUPS WORKERS SEED FLAG...: trains OUT/NAME-seedSEED, and translates with its models.
