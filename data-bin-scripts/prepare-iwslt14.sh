@@ -29,12 +29,12 @@ source "$SCRIPTS/corpus.sh"
 parse_options "$@"
 
 # Whatever the data depends on: with another version of it, what is in DEST is not ours to use.
-settings() {
+settings() (
     echo "subwords $SUBWORDS $SIZE ${CODES:+codes $(sha256sum <"$CODES")}" "${JOINED[@]}"
     cd "$SCRIPTS"
     sha256sum prepare-iwslt14.sh iwslt14_text.py moses_text.py lines.py unpack.py subwords.py \
         sentencepiece_text.py
-}
+)
 
 start
 fetch_unless "$DEST/text" iwslt14

@@ -25,12 +25,12 @@ LOGS=$DEST/logs
 mkdir -p "$LOGS"
 
 # Whatever the data depends on: with another version of it, what is in DEST is not ours to use.
-settings() {
+settings() (
     echo "vocabulary $VOCABULARY, held out $HELD_OUT"
     cd "$SCRIPTS"
     sha256sum catalogues.txt prepare_catalogues.py prepare-quickstart.sh \
         sentencepiece_text.py lines.py
-}
+)
 
 # --python-version: the newest catalogues are in wheels for a newer Python than the one here.
 download_wheels() {

@@ -57,12 +57,12 @@ done
 SOURCE=${PAIR%-*} TARGET=${PAIR#*-}
 LOGS=$DEST/logs
 
-settings() {
+settings() (
     printf '%s\n' "pair $PAIR, training lines $TRAIN_LINES, held-out lines $HELD_OUT_LINES," \
         "vocabulary $VOCABULARY (0: all)"
     cd "$SCRIPTS"
     sha256sum prepare-text.sh sample_lines.py subwords.py sentencepiece_text.py lines.py
-}
+)
 
 if [[ -z $DRY_RUN ]]; then
     if [[ -e $DEST/settings && $(<"$DEST/settings") != $(settings) ]]; then

@@ -35,12 +35,12 @@ if [[ -z $FROM_SOURCES && ($SUBWORDS != bpe || -n $CODES) ]]; then
 fi
 
 # Whatever the data depends on: with another version of it, what is in DEST is not ours to use.
-settings() {
+settings() (
     echo "${FROM_SOURCES:-prepared} subwords $SUBWORDS $SIZE ${CODES:+codes $(sha256sum <"$CODES")}"
     cd "$SCRIPTS"
     sha256sum prepare-wmt16-en-de.sh wmt16_text.py moses_text.py lines.py unpack.py subwords.py \
         sentencepiece_text.py
-}
+)
 
 start
 if [[ -n $FROM_SOURCES ]]; then

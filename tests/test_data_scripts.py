@@ -456,11 +456,11 @@ def test_the_catalogue_can_be_read_and_lists_what_the_scripts_take():
 # --- The scripts as they are run ----------------------------------------------------------------
 
 
-def prepare(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def prepare(script: str, *arguments: object, cwd: Path = REPO) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, cwd=REPO
+        command, env=environment, capture_output=True, text=True, check=False, cwd=cwd
     )
 
 
@@ -519,7 +519,10 @@ def test_iwslt14_from_a_server_and_a_second_run(server, tmp_path):
     server.files["/de-en.tgz"] = archive.read_bytes()
     server.break_after = [300]
     server.requests.clear()
-    first = prepare("prepare-iwslt14.sh", "--mirror", server.url, "--workers", 1, data)
+    # Relative, as people name folders.
+    first = prepare(
+        "prepare-iwslt14.sh", "--mirror", server.url, "--workers", 1, "data", cwd=tmp_path
+    )
     assert first.returncode == 0, first.stdout + first.stderr
     assert [asked for _, asked in server.requests] == [None, "bytes=300-"]
     assert "going on after" in first.stdout
@@ -553,7 +556,8 @@ def write_text(folder: Path, counts: tuple[int, int, int]) -> Path:
 def test_a_part_of_ones_own_text_is_drawn(tmp_path):
     text, data = write_text(tmp_path / "text", (500, 80, 60)), tmp_path / "data"
     options = ["--train-lines", 300, "--held-out-lines", 50, "--vocabulary", 60]
-    first = prepare("prepare-text.sh", text, data, *options)
+    # Relative, as people name folders.
+    first = prepare("prepare-text.sh", "text", "data", *options, cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     drawn = [list(lines.read_lines(data / "text" / f"train.{lang}")) for lang in LANGUAGES]
     numbers = [[int(line.split()[0]) for line in side] for side in drawn]
