@@ -20,8 +20,8 @@ keys of report.json (what is not known is null; updates and values are lists ali
                    restarts, each null or mean, min, max
     scores         sacreBLEU of each run that examples/evaluate.sh has scored:
                    run, models (a list), ensemble, weight_average, signature,
-                   conditions (data, subset, sentences, beam, lenpen,
-                   checkpoints, references)
+                   conditions (subset, sentences, beam, lenpen, checkpoints,
+                   references)
     models         each model, that is each group of each run:
       log, run, group, seed, run_id, git_commit
       figures      the same keys, each a number; nll in bits a token,

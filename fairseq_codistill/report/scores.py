@@ -10,7 +10,7 @@ from typing import Any
 
 FILE = Path("evaluation") / "scores.json"
 # What must be alike for two scores to be compared.
-CONDITIONS = ("data", "subset", "sentences", "beam", "lenpen", "checkpoints", "references")
+CONDITIONS = ("subset", "sentences", "beam", "lenpen", "checkpoints", "references")
 
 _MODEL = re.compile(r"model \d+")
 
