@@ -209,6 +209,33 @@ def refreshed_at(side, update, live, seconds=5.0):
         side.at_boundary(update, 1)
 
 
+def with_dropout(config=None, tensors=None):
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_peers_drop_out_if_told_to(join, dropout):
+    sides = [
+        join(i, model=with_dropout(), build=with_dropout, codistill_peer_dropout=dropout)
+        for i in (0, 1)
+    ]
+    both_at(sides, 0)
+    x, student = torch.randn(4, 3), torch.zeros(4, 5)
+    before = torch.random.get_rng_state()
+    (peer,) = sides[0].peers
+    statistics = peer.module[1].running_mean.clone()
+    rows = [sides[0].term(student, lambda peer: peer(x)) for _ in range(2)]
+    # The student's own randomness, and the peer, stay as they were.
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(peer.module[1].running_mean, statistics)
+    torch.rand(1)
+    rows.append(sides[0].term(student, lambda peer: peer(x)))
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2]) is not dropout
+    kept = (peer.module[:3](x) != 0).float().mean().item()
+    assert (kept < 1) is dropout
+
+
 def test_a_peer_that_falls_behind_is_left_out_and_taken_back(join, caplog):
     caplog.set_level("INFO")
     waiting = join(0, codistill_mode="async", codistill_max_staleness=6, codistill_interval=99)

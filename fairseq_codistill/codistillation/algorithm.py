@@ -82,7 +82,10 @@ class Codistillation:
         self._told = dict(self._changes)
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
-        self._peers = {j: Peer(j, group.build, group.like) for j in others}
+        self._peers = {
+            j: Peer(j, group.build, group.like, dropout=config.codistill_peer_dropout)
+            for j in others
+        }
         self._membership: Membership | None = None
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
@@ -171,12 +174,13 @@ class Codistillation:
         if not self.peers:
             return None
         total = student.new_zeros(student.shape[:-1], dtype=torch.float32)
-        for peer in self.peers:
-            # Some modules draw random numbers in eval mode (LayerDrop): the student's own
-            # randomness must not depend on whether it has peers.
-            with torch.no_grad(), torch.random.fork_rng(devices=cuda_devices()):
-                target = forward(peer.module)
-            total = total + self._divergence(student, target)
+        # Peers may draw random numbers (dropout; LayerDrop draws in eval mode too): the student's
+        # own randomness must not depend on whether it has peers.
+        with torch.random.fork_rng(devices=cuda_devices()):
+            for peer in self.peers:
+                with torch.no_grad():
+                    target = forward(peer.module)
+                total = total + self._divergence(student, target)
         return total / len(self.peers)
 
     def take_stall(self) -> float:

@@ -69,6 +69,9 @@ class CodistillationConfig:
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)
     )
     codistill_temperature: float = _flag(1.0, "softmax temperature of the divergence kl")
+    codistill_peer_dropout: bool = _flag(
+        False, "peers drop out as the student does, instead of running in eval mode"
+    )
     codistill_alpha: float = _flag(1.0, "weight of the divergence in epoch 1")
     codistill_alpha_schedule: str = _flag(
         "geometric", "how alpha changes from epoch to epoch: " + ", ".join(SCHEDULES)

@@ -1,4 +1,4 @@
-"""A peer's model: constant, in eval mode, stale."""
+"""A peer's model: constant, in eval mode (unless told to drop out), stale."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ class Peer:
         group: whose model it is.
         build: makes the model of a configuration found in a manifest.
         like: a parameter of the student.
+        dropout: whether the model drops out as it does in training; its batch norms are in eval
+            mode even then.
     """
 
-    def __init__(self, group: int, build: BuildModel, like: Tensor) -> None:
+    def __init__(
+        self, group: int, build: BuildModel, like: Tensor, *, dropout: bool = False
+    ) -> None:
         self.group = group
         self.update: int | None = None
         self._build = build
         self._config: dict[str, Any] | None = None
         self._module: nn.Module | None = None
         self._like = like
+        self._dropout = dropout
         # What the model was before, on the CPU: to give much memory back takes as long as a copy.
         self._spare: Mapping[str, Tensor] = {}
 
@@ -94,7 +99,18 @@ class Peer:
                 ) from error
             except Exception as error:
                 raise SnapshotRejected(f"its model cannot be built ({error})") from error
-        return module.eval().requires_grad_(False)
+        if self._dropout:
+            _drop_out(module)
+        else:
+            module.eval()
+        return module.requires_grad_(False)
+
+
+def _drop_out(module: nn.Module) -> None:
+    """Put a model into training mode, but for what would change it or mix its examples."""
+    for part in module.train().modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            part.eval()
 
 
 def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
