@@ -6,20 +6,23 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T3 T5 T1 (default: all, in this order)
+#   --only LIST      experiments, of T4 T2 T3 T5 T1 T6 (default: all, in this order)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
 #   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
 #   --dry-run        only print the commands
 #
-#   T4  how alpha grows (the paper's Figure 17): 14 runs, by which to choose ALPHA and GROWTH
+#   T4  how alpha grows (the paper's Figure 17): 8 runs, by which to choose ALPHA and GROWTH
 #   T2  a model too large for its data (the paper's IWSLT'14): 2 x 3 seeds
 #   T3  how often to exchange (Figure 16): 7 runs beside those of T2
 #   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
 #   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
 #       4 x 3 seeds
+#   T6  T4 with peers in eval mode: 9 runs
 #
-# About eight hours on two cores.  Run again, it passes over what is finished and goes on with what
+# In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
+#
+# About nine hours on two cores.  Run again, it passes over what is finished and goes on with what
 # was cut off.  Everything is in lockstep and in float32 on one thread a worker, so that the same
 # command gives the same numbers on the same kind of machine.
 set -euo pipefail
@@ -32,7 +35,7 @@ source "$HERE/../../examples/recipe.sh"
 ALPHA=0.1 GROWTH=1.1
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T3 T5 T1' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T3 T5 T1 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -54,7 +57,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T[1-5]$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T[1-6]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -126,8 +129,13 @@ all_reduce() {
     run "$1" 1 2 "${@:2}"
 }
 
-# codistilled NAME GAMMA ALPHA INTERVAL SEED FLAG...: two models on a worker each.
+# codistilled NAME GAMMA ALPHA INTERVAL SEED FLAG...: two models on a worker each, whose peers drop
+# out as they do.
 codistilled() {
+    codistilled_in_eval_mode "$@" --codistill-peer-dropout
+}
+
+codistilled_in_eval_mode() {
     # A resumed run may need the snapshots since the checkpoint before the last.
     run "$1-gamma$2-alpha$3-interval$4" 2 1 "$5" \
         --codistill-mode lockstep --codistill-interval "$4" \
@@ -155,15 +163,25 @@ publish() {
 
 # The large gammas begin low: 15 epochs make 4 of 1 by 1.1, and 440 of 1 by 1.5.
 T4() {
-    local point rows=()
     over_parameterised
-    for point in 1:0.01 1:0.03 1:0.1 1:0.3 1:1 1.1:0.003 1.1:0.01 1.1:0.03 1.1:0.1 1.1:0.3 \
-        1.5:0.0001 1.5:0.0003 1.5:0.001 1.5:0.003; do
+    grow codistilled over T4 1:0.1 1:0.3 1:1 1.1:0.1 1.1:0.3 1.1:1 1.5:0.001 1.5:0.003
+}
+
+T6() {
+    over_parameterised
+    grow codistilled_in_eval_mode over-eval T6 1:0.1 1:0.3 1:1 1.1:0.03 1.1:0.1 1.1:0.3 \
+        1.5:0.0003 1.5:0.001 1.5:0.003
+}
+
+# grow TRAINING NAME EXPERIMENT GAMMA:ALPHA...: runs for each, one seed, and the report on them.
+grow() {
+    local training=$1 name=$2 experiment=$3 point rows=()
+    for point in "${@:4}"; do
         local gamma=${point%:*} alpha=${point#*:}
-        codistilled over "$gamma" "$alpha" $INTERVAL 1
-        rows+=("gamma $gamma, first alpha $alpha=over-gamma$gamma-alpha$alpha-interval$INTERVAL-seed1")
+        "$training" "$name" "$gamma" "$alpha" $INTERVAL 1
+        rows+=("gamma $gamma, first alpha $alpha=$name-gamma$gamma-alpha$alpha-interval$INTERVAL-seed1")
     done
-    publish T4 "${rows[@]}"
+    publish "$experiment" "${rows[@]}"
 }
 
 T2() {
