@@ -111,9 +111,10 @@ def groups(corpus, tmp_path):
         student.task.codistillation.abandon()
 
 
+@pytest.mark.parametrize("head", ["naive", "factored"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_loss_is_the_formula(groups, arch):
-    flags = [*ARCHITECTURES[arch], "--codistill-alpha", "0.7"]
+def test_the_loss_is_the_formula(groups, arch, head):
+    flags = [*ARCHITECTURES[arch], "--codistill-alpha", "0.7", "--codistill-head", head]
     # Dropout off, so that the formula can be computed again; the peers' is off by eval mode.
     student, peers = groups(*flags, "--dropout", "0", peers=2, peer_flags=flags)
     if arch == "layerdrop":
@@ -133,6 +134,60 @@ def test_the_loss_is_the_formula(groups, arch):
     assert log["codistill_loss"].item() == pytest.approx(divergence.item(), rel=1e-4)
     assert (log["codistill_peers"], log["codistill_staleness"]) == (2, 10)
     assert divergence > 1e-3 * nll
+
+
+def gradients(student):
+    student.model.zero_grad()
+    student.criterion(student.model, student.sample)[0].backward()
+    return {name: p.grad.clone() for name, p in student.model.named_parameters()}
+
+
+@pytest.mark.parametrize("arch", ["transformer", "unshared"])
+@pytest.mark.parametrize("peer_flags", [None, WIDE, LSTM], ids=["alike", "wide", "lstm"])
+def test_the_factored_form_has_the_gradients_of_the_naive_one(groups, arch, peer_flags):
+    flags = [*ARCHITECTURES[arch], "--dropout", "0"]
+    # The second of the peers is another than the first: their products are kept apart.
+    student, _ = groups(*flags, peers=2, peer_flags=peer_flags)
+    student.model.train()
+    found = {}
+    for form in ("naive", "factored"):
+        student.task.codistillation._compare._form = form
+        # Twice: the second time with the products of the first.
+        found[form] = gradients(student), gradients(student)
+    for naive, factored in zip(*found.values(), strict=True):
+        for name, grad in naive.items():
+            assert torch.allclose(factored[name], grad, rtol=1e-4, atol=1e-6), name
+
+
+def test_in_the_factored_form_the_peer_makes_no_logits(groups):
+    student, _ = groups("--codistill-head", "factored")
+    (peer,) = student.task.codistillation.peers
+
+    def called(*_):
+        raise AssertionError("the peer's output layer was used")
+
+    peer.module.decoder.output_projection.register_forward_hook(called)
+    student.model.train()
+    assert student.criterion(student.model, student.sample)[2]["codistill_loss"] > 0
+
+
+def test_products_are_made_anew_with_new_weights(groups):
+    student, (peer,) = groups("--codistill-head", "factored", "--dropout", "0")
+    student.model.train()
+    codistillation = student.task.codistillation
+    student.criterion(student.model, student.sample)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(0.1)
+    peer.model.decoder.output_projection.weight.data.add_(0.2)
+    peer.publish(codistillation._reader.exchange, group=1, update=51)
+    deadline = time.monotonic() + 20
+    while codistillation.peers[0].update != 51 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        codistillation.at_boundary(52, epoch=1)
+    log = student.criterion(student.model, student.sample)[2]
+    truth = (peer.logits() - student.logits()).square().mean(dim=1).sum().item()
+    assert log["codistill_loss"].item() == pytest.approx(truth, rel=1e-4)
 
 
 def test_only_the_student_is_in_the_model_and_gets_a_gradient(groups):
@@ -191,10 +246,12 @@ def test_validation_runs_no_peer(groups):
     assert not any(key.startswith("codistill") for key in log)
 
 
+@pytest.mark.parametrize("head", ["naive", "factored"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "amp"])
-def test_half_precision(groups, autocast):
+def test_half_precision(groups, autocast, head):
     # What --bf16 and --amp do on a GPU, done on the CPU, where fairseq refuses them.
-    student, (peer,) = groups(dtype=torch.float32 if autocast else torch.bfloat16)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    student, (peer,) = groups("--codistill-head", head, dtype=dtype)
     student.model.train()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss, _, log = student.criterion(student.model, student.sample)

@@ -14,7 +14,7 @@ ROOMS = {
     "objective": set(),
     "exchange": set(),
     "codistillation": {"objective", "exchange"},
-    "criterions": {"codistillation", "sentences"},
+    "criterions": {"codistillation", "objective", "sentences"},
     "tasks": {"codistillation", "criterions", "sentences"},
     "launch": {"errors", "installed", "__version__"},
     "status": {"errors", "exchange", "launch"},

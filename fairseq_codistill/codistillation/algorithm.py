@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fairseq_codistill.codistillation.comparison import Comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer, cuda_devices
@@ -32,6 +33,7 @@ from fairseq_codistill.exchange import (
     Store,
     key_from,
 )
+from fairseq_codistill.objective import Output
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ class Codistillation:
         self.epoch = 1
         self.workers = Workers(timeout=2 * config.codistill_timeout + SAVING_SECONDS)
         self._schedule = config.alpha_schedule()
-        self._divergence = config.divergence()
+        self._compare = Comparison(config)
         self._stall = 0.0
         self._max_staleness = config.codistill_max_staleness
         self._stale: set[int] = set()
@@ -123,6 +125,7 @@ class Codistillation:
         start = time.perf_counter()
         self.update, self.epoch = update, epoch
         self.alpha = self._schedule(epoch, update)
+        self._compare.begin_update()
         if self._membership is not None:
             self._membership.at_boundary(update, epoch)
         if self.alpha > 0:
@@ -161,27 +164,32 @@ class Codistillation:
         ages = [self.update - peer.update for peer in self.peers if peer.update is not None]
         return sum(ages) / len(ages) if ages else 0.0
 
-    def term(self, student: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor | None:
+    def factors(self, rows: int, width: int) -> bool:
+        """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
+
+        Args:
+            rows: of the first batch, padding left out.
+            width: of the student's hidden states.
+        """
+        return self._compare.factors(rows, width)
+
+    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
         """Give the mean over the live peers of D(f_j(x), f_i(x)), without alpha.
 
         Args:
-            student: f_i(x), logits of shape (..., classes).
-            forward: gives f_j(x), of the same shape, for the module of a peer.
+            student: f_i(x), as logits of shape (..., classes) or before the output layer.
+            forward: gives f_j(x), on the same rows, for the module of a peer.
 
         Returns:
-            One number a row, of shape (...), or None if no peer is live.
+            One number a row, or None if no peer is live.
         """
         if not self.peers:
             return None
-        total = student.new_zeros(student.shape[:-1], dtype=torch.float32)
         # Peers may draw random numbers (dropout; LayerDrop draws in eval mode too): the student's
         # own randomness must not depend on whether it has peers.
         with torch.random.fork_rng(devices=cuda_devices()):
-            for peer in self.peers:
-                with torch.no_grad():
-                    target = forward(peer.module)
-                total = total + self._divergence(student, target)
-        return total / len(self.peers)
+            outputs = ((peer, _constant(peer, forward)) for peer in self.peers)
+            return self._compare(student, outputs) / len(self.peers)
 
     def take_stall(self) -> float:
         """Give the seconds the training thread has spent on the exchange since last asked."""
@@ -240,6 +248,12 @@ class Codistillation:
                 f"peer {manifest.group} {change.replace('_', ' ')}: update {manifest.update}, "
                 f"sha256 {manifest.sha256[:16]}, from update {self.update} on",
             )
+
+
+def _constant(peer: Peer, forward: Callable[[nn.Module], Output]) -> Output:
+    """Give a peer's output, which nothing is learnt through."""
+    with torch.no_grad():
+        return forward(peer.module)
 
 
 def _largest(state: Mapping[str, Tensor]) -> int:

@@ -21,6 +21,7 @@ from fairseq_codistill.objective import (
 )
 
 MODES = ("async", "lockstep")
+HEADS = ("auto", "factored", "naive")
 
 
 class ConfigError(ValueError):
@@ -67,6 +68,11 @@ class CodistillationConfig:
     )
     codistill_divergence: str = _flag(
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)
+    )
+    codistill_head: str = _flag(
+        "auto",
+        "how the logit divergences are computed: naive, from both models' logits; factored, the "
+        "same from their last hidden states, without the peers' logits; auto: what costs less",
     )
     codistill_temperature: float = _flag(1.0, "softmax temperature of the divergence kl")
     codistill_peer_dropout: bool = _flag(
@@ -136,6 +142,12 @@ class CodistillationConfig:
             _at_least("keep", self.codistill_keep, 0)
         _one_of("snapshot-dtype", self.codistill_snapshot_dtype, WIRE_DTYPES)
         _one_of("divergence", self.codistill_divergence, DIVERGENCES)
+        _one_of("head", self.codistill_head, HEADS)
+        if self.codistill_head == "factored" and self.codistill_divergence == "kl":
+            raise ConfigError(
+                "--codistill-head factored does not go with --codistill-divergence kl, which needs "
+                "the logits; give auto or naive"
+            )
         _positive("temperature", self.codistill_temperature)
         self._check_alpha()
 

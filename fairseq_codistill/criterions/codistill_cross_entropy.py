@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
+from fairseq_codistill.criterions import _hidden
+from fairseq_codistill.objective import Hidden, Output
 from fairseq_codistill.sentences import errors_as_sentences
 
 CRITERION = "codistill_cross_entropy"
@@ -64,7 +66,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             sample: a batch of fairseq's language-pair dataset.
             reduce: sum over the tokens (otherwise one loss a token, without codistillation).
         """
-        net_output = model(**sample["net_input"])
+        # What goes into the output layer may be all that the divergence needs.
+        layer = _hidden.output_layer(model) if model.training else None
+        with _hidden.watch(layer) as seen:
+            net_output = model(**sample["net_input"])
         smoothed, nll = self._cross_entropy(model, net_output, sample, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output: dict[str, Any] = {
@@ -80,7 +85,8 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         loss = smoothed
         codistillation: Codistillation | None = self.task.codistillation
         if codistillation is not None:
-            divergence = self._divergence(codistillation, net_output[0], sample)
+            output = net_output[0] if layer is None else _hidden.hidden(seen[-1], layer)
+            divergence = self._divergence(codistillation, net_output[0], output, sample)
             if divergence is not None:
                 loss = loss + codistillation.alpha * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
@@ -126,13 +132,25 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         return nll, nll
 
     def _divergence(
-        self, codistillation: Codistillation, logits: Tensor, sample: dict[str, Any]
+        self,
+        codistillation: Codistillation,
+        logits: Tensor,
+        output: Output,
+        sample: dict[str, Any],
     ) -> Tensor | None:
         """Give the divergence summed over the target tokens, padding left out."""
-        rows = codistillation.term(logits, lambda peer: peer(**sample["net_input"])[0])
-        if rows is None:
-            return None
-        return rows.masked_fill(sample["target"] == self.padding_idx, 0).sum()
+        keep = sample["target"] != self.padding_idx
+        net_input = sample["net_input"]
+        if isinstance(output, Hidden) and codistillation.factors(
+            sample["ntokens"], output.head.weight.size(1)
+        ):
+            rows = codistillation.term(
+                Hidden(output.rows[keep], output.head),
+                lambda peer: _hidden.of_peer(peer, net_input, keep),
+            )
+            return None if rows is None else rows.sum()
+        rows = codistillation.term(logits, lambda peer: peer(**net_input)[0])
+        return None if rows is None else rows.masked_fill(~keep, 0).sum()
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

@@ -5,5 +5,28 @@ The lowest floor: no I/O, no state, nothing of fairseq.
 
 from fairseq_codistill.objective.alpha import SCHEDULES, AlphaSchedule
 from fairseq_codistill.objective.divergence import DIVERGENCES, Divergence, make_divergence
+from fairseq_codistill.objective.factored import (
+    Own,
+    PeerOutput,
+    cross,
+    factored_logit_mse,
+    own,
+)
+from fairseq_codistill.objective.output import Head, Hidden, Output, as_logits
 
-__all__ = ["DIVERGENCES", "SCHEDULES", "AlphaSchedule", "Divergence", "make_divergence"]
+__all__ = [
+    "DIVERGENCES",
+    "SCHEDULES",
+    "AlphaSchedule",
+    "Divergence",
+    "Head",
+    "Hidden",
+    "Output",
+    "Own",
+    "PeerOutput",
+    "as_logits",
+    "cross",
+    "factored_logit_mse",
+    "make_divergence",
+    "own",
+]
