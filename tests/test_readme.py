@@ -27,6 +27,8 @@ def test_the_flag_table_is_complete_and_has_the_defaults():
             assert shown == special[flag]
         elif default in (None, []):
             assert shown == "none", flag
+        elif isinstance(default, bool):
+            assert shown == ("on" if default else "off"), flag
         else:
             assert type(default)(shown) == default, flag
 
