@@ -164,14 +164,15 @@ class Codistillation:
         ages = [self.update - peer.update for peer in self.peers if peer.update is not None]
         return sum(ages) / len(ages) if ages else 0.0
 
-    def factors(self, rows: int, width: int) -> bool:
+    def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
         """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
 
         Args:
             rows: of the first batch, padding left out.
             width: of the student's hidden states.
+            classes: of its output layer.
         """
-        return self._compare.factors(rows, width)
+        return self._compare.takes_hidden(rows, width, classes)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
         """Give the mean over the live peers of D(f_j(x), f_i(x)), without alpha.

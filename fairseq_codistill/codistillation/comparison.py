@@ -1,10 +1,11 @@
-"""The divergence of a student from its peers, in whichever of its two forms costs less."""
+"""The divergence of a student from its peers, in whichever of its forms costs least."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from fairseq_codistill.codistillation.config import CodistillationConfig
@@ -16,6 +17,7 @@ from fairseq_codistill.objective import (
     Own,
     PeerOutput,
     as_logits,
+    chunked,
     cross,
     factored_logit_mse,
     own,
@@ -23,11 +25,28 @@ from fairseq_codistill.objective import (
 
 logger = logging.getLogger(__name__)
 
-# The factored form costs some four products of V d^2, whatever the number of rows; the naive one
-# saves them and pays N d V for the peer's logits, and passes over N x V numbers.
-ROWS_PER_WIDTH = 4
+# Passing over N x V numbers several times, as the naive form does, takes as long as a product of
+# this width (benchmarks/loss_head.py).
+PASSES = 1024
+
+# Logits of a batch from which on no tensor of them is made for a peer: 512 MB of them in float32.
+MANY_LOGITS = 2**27
 
 FACTORED = ("logit-mse", "centered-logit-mse")
+
+
+def factored_is_cheaper(rows: int, width: int, classes: int) -> bool:
+    """Whether the factored form takes less time than the naive one.
+
+    It saves the peer's N V d products and the passes over N V logits, and costs four of V d^2.
+
+    Args:
+        rows: N, tokens of a batch.
+        width: d, of the hidden states.
+        classes: V.
+    """
+    saved = rows * classes * (width + PASSES)
+    return saved > 4 * classes * width**2
 
 
 class Comparison:
@@ -40,6 +59,7 @@ class Comparison:
     def __init__(self, config: CodistillationConfig) -> None:
         self._divergence = config.divergence()
         self._form = config.codistill_head
+        self._fused = config.codistill_fused_ce
         self._can_factor = config.codistill_divergence in FACTORED
         self._centered = config.codistill_divergence == "centered-logit-mse"
         self._said = False
@@ -53,21 +73,27 @@ class Comparison:
         self._student = None
         self._crosses.clear()
 
-    def factors(self, rows: int, width: int) -> bool:
-        """Whether outputs are wanted as ``Hidden``; the same for all batches.
+    def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
+        """Whether outputs are wanted as ``Hidden``; the first batch decides for all.
 
         Args:
-            rows: of the first batch, padding left out.
+            rows: of the batch, padding left out.
             width: of the student's hidden states.
+            classes: of its output layer.
         """
         if self._form == "auto":
-            self._form = "naive"
-            if self._can_factor and rows >= ROWS_PER_WIDTH * width:
-                self._form = "factored"
+            self._form = self._best_form(rows, width, classes)
         if not self._said:
             self._said = True
-            logger.info("divergence: %s form, %d rows of width %d", self._form, rows, width)
-        return self._form == "factored"
+            size = f"{rows} rows of width {width}, {classes} classes"
+            logger.info("divergence: computed in the %s form (%s)", self._form, size)
+        return self._form != "naive"
+
+    def _best_form(self, rows: int, width: int, classes: int) -> str:
+        small = rows * classes < MANY_LOGITS and not self._fused
+        if self._can_factor and (not small or factored_is_cheaper(rows, width, classes)):
+            return "factored"
+        return "naive" if small else "chunked"
 
     def __call__(self, student: Output, outputs: Iterable[tuple[Peer, Output]]) -> Tensor:
         """Give the sum of D over the peers, one number a row.
@@ -76,21 +102,24 @@ class Comparison:
             student: its output.
             outputs: the peers' outputs, at least one; logits are let go one after the other.
         """
-        total: Tensor | None = None
-        hidden: list[PeerOutput] = []
+        terms: list[Tensor] = []
+        hidden: list[tuple[Peer, Hidden]] = []
         for peer, output in outputs:
             if isinstance(student, Hidden) and isinstance(output, Hidden):
-                hidden.append(self._peer_output(peer, student.head, output))
-                continue
-            rows = self._divergence(as_logits(student), as_logits(output))
-            total = rows if total is None else total + rows
+                hidden.append((peer, output))
+            else:
+                terms.append(self._divergence(as_logits(student), as_logits(output)))
         if hidden:
             assert isinstance(student, Hidden)
-            mine = self._own_of_student(student.head)
-            rows = factored_logit_mse(student.rows, mine, hidden, self._centered)
-            total = rows if total is None else total + rows
-        assert total is not None, "there is a peer"
-        return total
+            terms.append(self._from_hidden(student, hidden))
+        return torch.stack(terms).sum(dim=0)
+
+    def _from_hidden(self, student: Hidden, hidden: list[tuple[Peer, Hidden]]) -> Tensor:
+        if self._form == "chunked":
+            return chunked(self._divergence, student, [output for _, output in hidden])
+        outputs = [self._peer_output(peer, student.head, output) for peer, output in hidden]
+        mine = self._own_of_student(student.head)
+        return factored_logit_mse(student.rows, mine, outputs, self._centered)
 
     def _own_of_student(self, head: Head) -> Own:
         if self._student is None:

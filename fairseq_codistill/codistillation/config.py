@@ -21,7 +21,7 @@ from fairseq_codistill.objective import (
 )
 
 MODES = ("async", "lockstep")
-HEADS = ("auto", "factored", "naive")
+HEADS = ("auto", "factored", "chunked", "naive")
 
 
 class ConfigError(ValueError):
@@ -71,8 +71,12 @@ class CodistillationConfig:
     )
     codistill_head: str = _flag(
         "auto",
-        "how the logit divergences are computed: naive, from both models' logits; factored, the "
-        "same from their last hidden states, without the peers' logits; auto: what costs less",
+        "how the divergence is computed; naive: from both models' logits; factored: the same from "
+        "their last hidden states, without the peers' logits (not for kl); chunked: some tokens' "
+        "logits at a time; auto: what costs least",
+    )
+    codistill_fused_ce: bool = _flag(
+        False, "compute the cross-entropy from some tokens' logits at a time: less memory and time"
     )
     codistill_temperature: float = _flag(1.0, "softmax temperature of the divergence kl")
     codistill_peer_dropout: bool = _flag(
@@ -146,7 +150,7 @@ class CodistillationConfig:
         if self.codistill_head == "factored" and self.codistill_divergence == "kl":
             raise ConfigError(
                 "--codistill-head factored does not go with --codistill-divergence kl, which needs "
-                "the logits; give auto or naive"
+                "the logits; give auto, chunked or naive"
             )
         _positive("temperature", self.codistill_temperature)
         self._check_alpha()

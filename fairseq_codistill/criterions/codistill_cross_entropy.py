@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
 from fairseq_codistill.criterions import _hidden
-from fairseq_codistill.objective import Hidden, Output
+from fairseq_codistill.objective import Hidden, fused_cross_entropy
 from fairseq_codistill.sentences import errors_as_sentences
 
 CRITERION = "codistill_cross_entropy"
@@ -55,6 +55,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 )
         self.sentence_avg = sentence_avg
         self.label_smoothing = label_smoothing
+        self.fused: bool = task.cfg.codistill_fused_ce
 
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
@@ -66,11 +67,24 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             sample: a batch of fairseq's language-pair dataset.
             reduce: sum over the tokens (otherwise one loss a token, without codistillation).
         """
-        # What goes into the output layer may be all that the divergence needs.
+        keep = sample["target"] != self.padding_idx
         layer = _hidden.output_layer(model) if model.training else None
-        with _hidden.watch(layer) as seen:
-            net_output = model(**sample["net_input"])
-        smoothed, nll = self._cross_entropy(model, net_output, sample, reduce)
+        logits: Tensor | None = None
+        hidden: Hidden | None = None
+        if self.fused and layer is not None and reduce:
+            features = model(**sample["net_input"], features_only=True)[0]
+            hidden = _hidden.hidden(features[keep], layer)
+            smoothed, nll = fused_cross_entropy(
+                hidden.rows, hidden.head, sample["target"][keep], self.label_smoothing
+            )
+        else:
+            # What goes into the output layer may be all that the divergence needs.
+            with _hidden.watch(layer) as seen:
+                net_output = model(**sample["net_input"])
+            logits = net_output[0]
+            if layer is not None:
+                hidden = _hidden.hidden(seen[-1][keep], layer)
+            smoothed, nll = self._cross_entropy(model, net_output, sample, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output: dict[str, Any] = {
             "loss": nll.data,
@@ -85,8 +99,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         loss = smoothed
         codistillation: Codistillation | None = self.task.codistillation
         if codistillation is not None:
-            output = net_output[0] if layer is None else _hidden.hidden(seen[-1], layer)
-            divergence = self._divergence(codistillation, net_output[0], output, sample)
+            divergence = self._divergence(codistillation, logits, hidden, sample, keep)
             if divergence is not None:
                 loss = loss + codistillation.alpha * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
@@ -131,24 +144,34 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         )
         return nll, nll
 
+    @staticmethod
     def _divergence(
-        self,
         codistillation: Codistillation,
-        logits: Tensor,
-        output: Output,
+        logits: Tensor | None,
+        hidden: Hidden | None,
         sample: dict[str, Any],
+        keep: Tensor,
     ) -> Tensor | None:
-        """Give the divergence summed over the target tokens, padding left out."""
-        keep = sample["target"] != self.padding_idx
+        """Give the divergence summed over the target tokens, padding left out.
+
+        Args:
+            codistillation: this group's side.
+            logits: the student's, (sentences, tokens, V), if they were made.
+            hidden: the student's output on the target tokens before its output layer, if it has a
+                plain one; one of the two there is.
+            sample: the batch.
+            keep: which target tokens are none of padding, (sentences, tokens).
+        """
         net_input = sample["net_input"]
-        if isinstance(output, Hidden) and codistillation.factors(
-            sample["ntokens"], output.head.weight.size(1)
-        ):
-            rows = codistillation.term(
-                Hidden(output.rows[keep], output.head),
-                lambda peer: _hidden.of_peer(peer, net_input, keep),
-            )
-            return None if rows is None else rows.sum()
+        if hidden is not None:
+            classes, width = hidden.head.weight.shape
+            takes_hidden = codistillation.takes_hidden(sample["ntokens"], width, classes)
+            if takes_hidden or logits is None:
+                rows = codistillation.term(
+                    hidden, lambda peer: _hidden.of_peer(peer, net_input, keep)
+                )
+                return None if rows is None else rows.sum()
+        assert logits is not None
         rows = codistillation.term(logits, lambda peer: peer(**net_input)[0])
         return None if rows is None else rows.masked_fill(~keep, 0).sum()
 

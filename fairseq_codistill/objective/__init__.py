@@ -12,6 +12,7 @@ from fairseq_codistill.objective.factored import (
     factored_logit_mse,
     own,
 )
+from fairseq_codistill.objective.fused import chunked, fused_cross_entropy
 from fairseq_codistill.objective.output import Head, Hidden, Output, as_logits
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "Own",
     "PeerOutput",
     "as_logits",
+    "chunked",
     "cross",
     "factored_logit_mse",
+    "fused_cross_entropy",
     "make_divergence",
     "own",
 ]

@@ -23,6 +23,7 @@ from fairseq_codistill.codistillation import (
     ConfigError,
     Group,
 )
+from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
 from fairseq_codistill.sentences import errors_as_sentences
 from fairseq_codistill.tasks import _models, _safe_globals
@@ -39,10 +40,11 @@ DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
 
 @dataclass
 class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
-    """fairseq's translation settings, the codistillation settings, and two that it looks at."""
+    """fairseq's translation settings, the codistillation settings, and three that it looks at."""
 
     seed: int = II("common.seed")
     ddp_backend: str = II("distributed_training.ddp_backend")
+    find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
 
 
 @register_task("codistill_translation", dataclass=CodistillTranslationConfig)
@@ -79,6 +81,12 @@ class CodistillTranslationTask(TranslationTask):
                     "--adaptive-softmax-cutoff: a model with adaptive softmax has no plain logits "
                     "to compare; leave it out"
                 )
+        if self.cfg.codistill_fused_ce and output_layer(model) is None:
+            with errors_as_sentences():
+                raise ConfigError(
+                    f"--codistill-fused-ce: the model ({type(model).__name__}) has no plain output "
+                    "layer that could be left for later; leave the flag out"
+                )
         _models.clear_unused(model)
         self._model_cfg = cfg
         return model
@@ -96,6 +104,11 @@ class CodistillTranslationTask(TranslationTask):
                 raise ConfigError(
                     f"--ddp-backend {self.cfg.ddp_backend} is not supported; use legacy_ddp or "
                     "pytorch_ddp"
+                )
+            if self.cfg.codistill_fused_ce and self.cfg.find_unused_parameters:
+                raise ConfigError(
+                    "--codistill-fused-ce does not go with --find-unused-parameters, which would "
+                    "take the output layer for unused; leave one of them out"
                 )
             return super().build_criterion(cfg, from_checkpoint=from_checkpoint)
 
