@@ -102,6 +102,8 @@ class Comparison:
             student: its output.
             outputs: the peers' outputs, at least one; logits are let go one after the other.
         """
+        if self._form == "naive":
+            student = as_logits(student)
         terms: list[Tensor] = []
         hidden: list[tuple[Peer, Hidden]] = []
         for peer, output in outputs:
