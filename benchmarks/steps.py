@@ -1,0 +1,167 @@
+"""Training steps of fairseq's and of codistillation, on the same model and the same batch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import options, tasks, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from torch import Tensor, nn
+
+import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
+from fairseq_codistill.codistillation import Codistillation
+from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
+from fairseq_codistill.tasks import _models
+from fairseq_codistill.tasks.codistill_translation import vocabulary_digest
+
+SIZES = {
+    "tiny": """--arch transformer --encoder-layers 3 --decoder-layers 3
+        --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512
+        --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4""",
+    "base": "--arch transformer_wmt_en_de",
+    "big": "--arch transformer_vaswani_wmt_en_de_big",
+}
+COMMON = """--source-lang de --target-lang en --share-all-embeddings --dropout 0.1 --optimizer adam
+    --adam-betas (0.9,0.98) --lr 0.0001 --max-tokens 100000"""
+PLAIN = "--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+CODISTILLED = "--task codistill_translation --criterion codistill_cross_entropy"
+
+# Lengths of the sentences of a batch, which make padding as in fairseq's batches.
+LENGTHS = range(20, 31)
+
+
+class Side:
+    """A task, its criterion and a model with its optimizer.
+
+    Args:
+        folder: with the dictionaries.
+        size: one of ``SIZES``.
+        flags: of the task and the criterion.
+        device: where it trains.
+        dtype: what it trains in.
+    """
+
+    def __init__(
+        self, folder: Path, size: str, flags: str, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        line = [str(folder), *SIZES[size].split(), *COMMON.split(), *flags.split()]
+        with contextlib.redirect_stdout(io.StringIO()):
+            args = options.parse_args_and_arch(options.get_training_parser(), line)
+        self.cfg = convert_namespace_to_omegaconf(args)
+        self.task = tasks.setup_task(self.cfg.task)
+        utils.set_torch_seed(1)
+        self.model: nn.Module = self.task.build_model(self.cfg.model).to(device, dtype)
+        self.criterion = self.task.build_criterion(self.cfg.criterion)
+        self.model.train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, betas=(0.9, 0.98))
+
+    def loss(self, sample: dict[str, Any]) -> Tensor:
+        """Give the loss of a batch."""
+        loss: Tensor = self.criterion(self.model, sample)[0]
+        return loss
+
+    def step(self, sample: dict[str, Any]) -> None:
+        """Make one update."""
+        self.optimizer.zero_grad(set_to_none=False)
+        self.loss(sample).backward()
+        self.optimizer.step()
+
+    def publish(self, folder: Path, group: int) -> None:
+        """Leave the model in an exchange as that of a group."""
+        tensors, aliases = copy_out(self.model.state_dict(), torch.float32)
+        Exchange(Store(str(folder)), "default").publish(
+            Draft(
+                group=group,
+                seed=group + 100,
+                update=40,
+                epoch=1,
+                dtype="float32",
+                vocabulary=vocabulary_digest(self.task.target_dictionary.symbols),
+                model=_models.describe(self.cfg.model),
+                tensors=tensors,
+                aliases=aliases,
+            )
+        )
+
+
+def batch(side: Side, tokens: int, classes: int, device: torch.device) -> dict[str, Any]:
+    """Make a batch of random sentences, of about so many target tokens."""
+    generator = torch.Generator().manual_seed(1)
+    pad = side.task.target_dictionary.pad()
+    count = round(tokens / (sum(LENGTHS) / len(LENGTHS)))
+    lengths = torch.tensor(sorted((LENGTHS[i % len(LENGTHS)] for i in range(count)), reverse=True))
+    words = torch.randint(4, classes, (count, max(LENGTHS)), generator=generator)
+    blank = torch.arange(max(LENGTHS))[None] >= lengths[:, None]
+    target = words.masked_fill(blank, pad).to(device)
+    before = torch.cat([target.new_full((count, 1), side.task.target_dictionary.eos()), target], 1)
+    return {
+        "net_input": {
+            "src_tokens": target.flip(1),
+            "src_lengths": lengths.to(device),
+            "prev_output_tokens": before[:, :-1].contiguous(),
+        },
+        "target": target,
+        "ntokens": int(lengths.sum()),
+    }
+
+
+@contextmanager
+def plain_and_codistilled(
+    size: str,
+    classes: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    groups: int = 2,
+    flags: str = "",
+) -> Iterator[tuple[Side, Side]]:
+    """Give fairseq's own side and a codistilling one whose peers are live.
+
+    Args:
+        size: one of ``SIZES``.
+        classes: V.
+        device: where they train.
+        dtype: what they train in.
+        groups: n.
+        flags: more of them for the codistilling side.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = "".join(f"w{number} 1\n" for number in range(classes - 4))
+        for language in ("de", "en"):
+            (folder / f"dict.{language}.txt").write_text(words)
+        plain = Side(folder, size, PLAIN, device, dtype)
+        for group in range(1, groups):
+            plain.publish(folder / "exchange", group)
+        where = f"--codistill-dir {folder}/exchange --codistill-num-groups {groups}"
+        ours = Side(folder, size, f"{CODISTILLED} {where} {flags}", device, dtype)
+        ours.task.begin_epoch(1, ours.model)
+        codistillation: Codistillation = ours.task.codistillation
+        while len(codistillation.peers) < groups - 1:
+            codistillation.at_boundary(50, epoch=1)
+            time.sleep(0.05)
+        try:
+            yield plain, ours
+        finally:
+            codistillation.abandon()
+
+
+def in_form(side: Side, form: str, fused: bool) -> Callable[[dict[str, Any]], None]:
+    """Give a step of a codistilling side with its divergence and cross-entropy in some form."""
+
+    def step(sample: dict[str, Any]) -> None:
+        side.task.codistillation._compare._form = form
+        side.task.codistillation._compare._fused = fused
+        side.criterion.fused = fused
+        # As at_boundary does before each update.
+        side.task.codistillation._compare.begin_update()
+        side.step(sample)
+
+    return step
