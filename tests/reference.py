@@ -49,6 +49,7 @@ def algorithm_1(
     alpha: float,
     gamma: float,
     lr: float,
+    every: int = 1,
 ) -> tuple[list[dict[str, torch.Tensor]], list[list[dict[str, float]]]]:
     """Train n models; gives their weights, and each one's losses at each update."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -68,7 +69,7 @@ def algorithm_1(
         data.append(batches(task, models[i], cfg, seed, workers, update_freq))
 
     losses: list[list[dict[str, float]]] = [[] for _ in range(n)]
-    for _ in range(updates):
+    for k in range(updates):
         gradients = []
         for i in range(n):  # for i = 1, ..., n
             epoch, parts = next(data[i])  # x, y = get_next_minibatch()
@@ -87,7 +88,9 @@ def algorithm_1(
                             peer = models[j](**part["net_input"])[0][real]
                         mse = (peer - student).square().mean(dim=1).sum()
                         divergence = divergence + mse / (n - 1)
-            loss = (cross_entropy + alpha_k * divergence) / tokens
+            # With the divergence at every K-th update only, it counts K times there.
+            weight = 0 if k % every else every * alpha_k
+            loss = (cross_entropy + weight * divergence) / tokens
             parameters = [p for p in models[i].parameters() if p.requires_grad]
             gradients.append((parameters, torch.autograd.grad(loss, parameters)))
             losses[i].append(

@@ -8,10 +8,19 @@ UPDATES = 24
 
 
 @pytest.mark.parametrize(
-    ("n", "workers", "update_freq"), [(2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1)]
+    ("n", "workers", "update_freq", "every", "form"),
+    [
+        (2, 1, 1, 1, []),
+        (2, 2, 1, 1, ["--codistill-head", "factored", "--codistill-fused-ce"]),
+        (2, 1, 2, 3, []),
+        (3, 1, 1, 1, ["--codistill-head", "factored"]),
+    ],
 )
-def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, workers, update_freq):
-    flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7"]
+def test_real_groups_equal_the_single_process_reference(
+    corpus, tmp_path, n, workers, update_freq, every, form
+):
+    flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7", *form]
+    flags += ["--codistill-every", str(every)]
     flags += ["--max-update", str(UPDATES), "--update-freq", str(update_freq)]
     runs = launch(corpus, tmp_path, *flags, groups=n, workers=workers)
     reference, losses = algorithm_1(
@@ -23,6 +32,7 @@ def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, wor
         alpha=0.7,
         gamma=1.1,
         lr=0.5,
+        every=every,
     )
     for run, weights, truth in zip(runs, reference, losses, strict=True):
         off = distance(run.weights(), weights)
@@ -38,9 +48,12 @@ def test_real_groups_equal_the_single_process_reference(corpus, tmp_path, n, wor
         }.items():
             # fairseq rounds what it logs to that many places.
             tolerance = 0.51 * 10**-places + 1e-5
-            assert column(lines, key) == pytest.approx(column(truth, key), abs=tolerance), key
-        assert set(column(lines, "codistill_staleness")) == {0}
+            # Between the updates with a divergence there is none to log.
+            step = every if key == "codistill_loss" else 1
+            ours, true = column(lines[::step], key), column(truth[::step], key)
+            assert ours == pytest.approx(true, abs=tolerance), key
+        assert set(column(lines[::every], "codistill_staleness")) == {0}
         assert set(column(lines, "codistill_peers")) == {n - 1}
         # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
         assert lines[-1]["epoch"] > 1
-        assert min(column(truth, "codistill_loss")) > 1e-3
+        assert min(column(truth[::every], "codistill_loss")) > 1e-3

@@ -29,6 +29,7 @@ TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
         ({"codistill_alpha_growth": 0.0}, "--codistill-alpha-growth 0.0 is out of range"),
         ({"codistill_alpha_step": -1.0}, "--codistill-alpha-step -1.0 is out of range"),
         ({"codistill_alpha_max": -1.0}, "--codistill-alpha-max -1.0 is out of range"),
+        ({"codistill_every": 0}, "--codistill-every 0 is too small; give 1"),
         ({"codistill_burn_in": -5}, "--codistill-burn-in -5 is too small; give 0"),
         ({"codistill_alpha_schedule": "step"}, "needs --codistill-alpha-milestones; name the"),
         ({"codistill_alpha_milestones": [3, 0]}, "--codistill-alpha-milestones 3,0 names an epoch"),

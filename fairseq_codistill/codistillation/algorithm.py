@@ -4,8 +4,9 @@
                    + alpha_k / (n-1) sum_{j != i} D( f_j(x), f_i(x) ) )
 
 The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
-(``Codistillation.alpha``), the f_j, which are stale copies (``peers``), and the sum divided by
-n - 1 (``term``); ``at_boundary`` stands between update k - 1 and update k.
+(``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
+copies (``peers``), and the sum divided by n - 1 (``term``);
+``at_boundary`` stands between update k - 1 and update k.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Codistillation:
         self._compare = Comparison(config)
         self._stall = 0.0
         self._max_staleness = config.codistill_max_staleness
+        self._every = config.codistill_every
         self._stale: set[int] = set()
         self._changes = dict.fromkeys(CHANGES, 0)
         self._told = dict(self._changes)
@@ -159,6 +161,15 @@ class Codistillation:
         return [peer for peer in loaded if peer.group not in self._stale]
 
     @property
+    def weight(self) -> float:
+        """What ``term`` counts with in this update: alpha, if it is not left out at times.
+
+        With the term on every K-th update only, K alpha there and 0 elsewhere: over K updates the
+        expected gradient is the same.
+        """
+        return 0.0 if self.update % self._every else self.alpha * self._every
+
+    @property
     def staleness(self) -> float:
         """Mean over the live peers of this group's update minus the peer snapshot's; 0 if none."""
         ages = [self.update - peer.update for peer in self.peers if peer.update is not None]
@@ -175,16 +186,16 @@ class Codistillation:
         return self._compare.takes_hidden(rows, width, classes)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
-        """Give the mean over the live peers of D(f_j(x), f_i(x)), without alpha.
+        """Give the mean over the live peers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), as logits of shape (..., classes) or before the output layer.
             forward: gives f_j(x), on the same rows, for the module of a peer.
 
         Returns:
-            One number a row, or None if no peer is live.
+            One number a row, or None if no peer is live or none is asked in this update.
         """
-        if not self.peers:
+        if not (self.peers and self.weight):
             return None
         # Peers may draw random numbers (dropout; LayerDrop draws in eval mode too): the student's
         # own randomness must not depend on whether it has peers.

@@ -92,6 +92,9 @@ class CodistillationConfig:
         [], "step: epochs after which alpha grows, as in 15,30,40"
     )
     codistill_alpha_max: Optional[float] = _flag(None, "alpha never exceeds this")
+    codistill_every: int = _flag(
+        1, "K: compare with the peers on every K-th update only, with K times alpha"
+    )
     codistill_burn_in: int = _flag(
         0, "first updates with alpha 0: no peer is run or waited for; growth counts all the same"
     )
@@ -140,6 +143,7 @@ class CodistillationConfig:
         self._check_groups()
         _one_of("mode", self.codistill_mode, MODES)
         _at_least("interval", self.codistill_interval, 1)
+        _at_least("every", self.codistill_every, 1)
         _positive("timeout", self.codistill_timeout)
         _at_least("max-staleness", self.codistill_max_staleness, 0)
         if self.codistill_keep is not None:

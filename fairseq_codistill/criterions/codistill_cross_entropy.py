@@ -101,7 +101,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         if codistillation is not None:
             divergence = self._divergence(codistillation, logits, hidden, sample, keep)
             if divergence is not None:
-                loss = loss + codistillation.alpha * divergence
+                loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
             live = divergence is not None
             logging_output |= {
