@@ -213,7 +213,8 @@ class Membership:
         if alive.vocabulary != self._group.vocabulary and self._lockstep:
             raise ConfigError(
                 f"--codistill-mode lockstep: group {other} trains with another target vocabulary "
-                "and cannot be left out; prepare the data of all groups with one dictionary"
+                "and cannot be left out; prepare the data of all groups with one dictionary, or "
+                "the same classes"
             )
 
     def _warn_of_a_former_life(self) -> None:

@@ -95,7 +95,7 @@ class Peer:
             except torch.OutOfMemoryError as error:
                 raise ExchangeError(
                     f"the device has no room for the model of peer {self.group}; lower "
-                    "--max-tokens, or train with fewer groups"
+                    "the batch (--max-tokens, --batch-size), or train with fewer groups"
                 ) from error
             except Exception as error:
                 raise SnapshotRejected(f"its model cannot be built ({error})") from error

@@ -100,7 +100,7 @@ class Reader:
             raise PeerUnusable(
                 f"group {manifest.group} was trained with another target vocabulary "
                 f"({manifest.vocabulary[:12]}... against {self._vocabulary[:12]}...); train all "
-                "groups on data prepared with one dictionary"
+                "groups on data prepared with one dictionary, or with the same classes"
             )
         if manifest.seed == self._seed:
             raise PeerUnusable(

@@ -194,14 +194,18 @@ def workers_of(
         *dialect.write(identity),
         *dialect.extra(plan.folder(group)),
     ]
-    keeps_backend = dialect.read(said, _WORLD + "ddp_backend") is not None
+    if dialect.like_torchrun:
+        worlds = _torchrun_worlds(devices, port)
+    else:
+        keeps_backend = dialect.read(said, _WORLD + "ddp_backend") is not None
+        worlds = [(settings, {}) for settings in _fairseq_worlds(devices, port, keeps_backend)]
     return [
         Worker(
             argv=(*dialect.program, *common, *dialect.write(settings)),
-            env=_environment(plan, group, starts),
+            env={**_environment(plan, group, starts), **place},
             log=plan.folder(group) / ("log.txt" if rank == 0 else f"log-worker-{rank}.txt"),
         )
-        for rank, settings in enumerate(_worlds(devices, port, keeps_backend))
+        for rank, (settings, place) in enumerate(worlds)
     ]
 
 
@@ -269,7 +273,27 @@ def _restore(resume: Resume) -> Settings:
     return {"checkpoint.restore_file": checkpoints.restore_file(resume)}
 
 
-def _worlds(devices: Devices, port: int, keeps_backend: bool) -> list[Settings]:
+def _torchrun_worlds(devices: Devices, port: int) -> list[tuple[Settings, dict[str, str]]]:
+    """Give, for each worker of a group, its settings and the variables torchrun would set."""
+    settings: Settings = {"common.cpu": True} if devices.cpu else {}
+    if devices.workers == 1:
+        return [(settings, {})]
+    size = str(devices.workers)
+    meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return [
+        (
+            settings,
+            {
+                **meet,
+                **{"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            },
+        )
+        for rank in range(devices.workers)
+    ]
+
+
+def _fairseq_worlds(devices: Devices, port: int, keeps_backend: bool) -> list[Settings]:
     """Give, for each process of a group, the settings that make its data-parallel world."""
     size: dict[str, str | int | bool] = {_WORLD + "distributed_world_size": devices.workers}
     # Not --distributed-port: outside Slurm fairseq takes a port alone for no distribution at all.

@@ -2,7 +2,7 @@
 
 A setting goes by its place in fairseq's configuration, for example ``checkpoint.save_dir``: that
 is ``--save-dir DIR`` for ``fairseq-train`` and ``++checkpoint.save_dir=DIR`` for
-``fairseq-hydra-train``.
+``fairseq-hydra-train``.  The vision entry point has flags as ``fairseq-train`` does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fairseq_codistill.errors import UserError
 
@@ -35,6 +36,10 @@ class Dialect(ABC):
 
     program: tuple[str, ...]
     arguments: tuple[str, ...]
+
+    # Whether each worker is a process that finds its place in the group in torchrun's variables;
+    # fairseq finds it in its settings, and starts the workers on GPUs by itself.
+    like_torchrun: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, settings: Settings) -> list[str]:
@@ -66,8 +71,8 @@ class Dialect(ABC):
         return (self.value(key) or "").lower() in ("true", "1", "yes", "on")
 
 
-class FairseqTrain(Dialect):
-    """``fairseq-train``: flags of argparse, the last one wins, no abbreviations."""
+class Flags(Dialect):
+    """Flags of argparse, the last one wins, no abbreviations."""
 
     def write(self, settings: Settings) -> list[str]:
         """Give ``--flag VALUE`` for each setting, ``--flag`` alone for a switch that is on."""
@@ -105,6 +110,27 @@ class FairseqTrain(Dialect):
             elif argument.partition("=")[0] not in takes_value:
                 kept.append(argument)
         return kept
+
+
+class FairseqTrain(Flags):
+    """``fairseq-train``."""
+
+
+class Vision(Flags):
+    """``python -m fairseq_codistill.vision``: flags over a YAML file of the same names."""
+
+    like_torchrun = True
+
+    def read_default(self, key: str) -> str | None:
+        """Look ``key`` up in the YAML file that ``--config`` names."""
+        name = self.read(self.arguments, "config")
+        # The program itself says so if the file is not there.
+        if name is None or not Path(name).is_file():
+            return None
+        from omegaconf import OmegaConf  # not needed for --help
+
+        value = OmegaConf.load(name).get(key.rpartition(".")[2])
+        return None if value is None else str(value)
 
 
 class FairseqHydraTrain(Dialect):
@@ -165,6 +191,7 @@ PROGRAMS: dict[str, type[Dialect]] = {
 MODULES: dict[str, type[Dialect]] = {
     "fairseq_cli.train": FairseqTrain,
     "fairseq_cli.hydra_train": FairseqHydraTrain,
+    "fairseq_codistill.vision": Vision,
 }
 
 

@@ -1,0 +1,358 @@
+"""What a user may set: one dataclass, the flags made from it, and files of recipes over it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, List, Optional  # noqa: UP035 - as in the dataclass that this one extends
+
+from omegaconf import OmegaConf
+
+from fairseq_codistill.codistillation import CodistillationConfig, ConfigError
+from fairseq_codistill.vision.schedules import (
+    GOYAL_DROPS,
+    LR_SCHEDULES,
+    LearningRate,
+    WeightDecay,
+)
+
+LAST = "checkpoint_last.pt"
+AMP = ("none", "fp16", "bf16")
+AUGMENTATIONS = ("imagenet", "cifar", "none")
+LOG_FORMATS = ("json", "simple")
+
+# torch and the manifest of a snapshot take no larger one.
+LARGEST_SEED = 2**63 - 1
+
+
+def _flag(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class VisionConfig(CodistillationConfig):
+    """The settings of the vision entry point; ``check`` says in a sentence what does not fit."""
+
+    # ruff: noqa: UP006, UP045
+    data: str = _flag("", "folder with train/ and val/ or test/, in each a folder for each class")
+    data_fraction: str = _flag("1", "train on this part of the images, as in 1/4 or 0.25")
+    shard_data: bool = _flag(False, "give each group a part of the images that is its alone")
+    augmentation: str = _flag(
+        "imagenet",
+        "imagenet: crops of random size, flips; cifar: crops of the padded image, flips; none",
+    )
+    image_size: int = _flag(224, "height and width of what the model sees, in pixels")
+    cache_images: bool = _flag(False, "keep all images in memory, decoded; for small data sets")
+    check_images: bool = _flag(True, "before the first update, open every image's header")
+    num_workers: int = _flag(4, "processes of each worker that read images; 0 for none")
+
+    arch: str = _flag("resnet50", "torchvision's name of a model, or one of this program's own")
+    width: int = _flag(16, "channels of the first stage of a resnet<depth>_cifar")
+    zero_init_gamma: bool = _flag(
+        False, "let the last batch norm of each residual block begin with weight 0 (Goyal)"
+    )
+
+    epochs: int = _flag(90, "epochs of this group's own order of its images")
+    max_update: Optional[int] = _flag(None, "stop after so many updates; schedules do not change")
+    batch_size: int = _flag(32, "images of each worker in a forward pass")
+    update_freq: int = _flag(1, "forward passes whose gradients make one update")
+    label_smoothing: float = _flag(0.0, "of the training loss")
+    lr: float = _flag(0.1, "learning rate after the warm-up; see --lr-batch")
+    lr_batch: int = _flag(
+        0, "--lr is for this many images an update, and in proportion for others; 0: as it is"
+    )
+    lr_schedule: str = _flag("goyal", "after the warm-up: " + ", ".join(LR_SCHEDULES))
+    lr_milestones: List[float] = _flag(
+        [], "goyal: epochs after which it falls (default: in proportion to Goyal's 30,60,80 of 90)"
+    )
+    lr_drop: float = _flag(0.1, "goyal: what each fall multiplies it by")
+    warmup_epochs: float = _flag(0.0, "epochs in which it grows in a line")
+    warmup_init_lr: float = _flag(0.0, "where the warm-up begins")
+    momentum: float = _flag(0.9, "of SGD")
+    nesterov: bool = _flag(False, "Nesterov's momentum")
+    weight_decay: float = _flag(1e-4, "until the first milestone")
+    weight_decay_schedule: List[float] = _flag(
+        [], "weight decays after the first milestone, the second, ..., as in 1e-5,0"
+    )
+    weight_decay_milestones: List[float] = _flag(
+        [], "epochs of the weight decay's milestones (default: those of the learning rate)"
+    )
+    norm_weight_decay: bool = _flag(True, "let weight decay act on normalisation layers too")
+
+    amp: str = _flag("none", "half precision in forward and backward: " + ", ".join(AMP))
+    channels_last: bool = _flag(False, "keep images and weights channels last")
+    compile: bool = _flag(False, "torch.compile the model")
+    cpu: bool = _flag(False, "train on the CPU even if there is a GPU")
+    seed: int = _flag(1, "of this group; groups 1000003 apart")
+
+    save_dir: str = _flag("checkpoints", "where checkpoints go")
+    save_interval: int = _flag(1, "epochs between checkpoints")
+    save_interval_updates: int = _flag(0, "updates between further checkpoints; 0 for none")
+    restore_file: str = _flag(
+        LAST, "checkpoint to go on from; under this very name, the one in --save-dir, if any"
+    )
+    validate_interval: int = _flag(1, "epochs between validations; the end is validated anyway")
+    eval_train_images: int = _flag(
+        0, "with each validation, evaluate on so many images of the training data; 0 for none"
+    )
+    log_interval: int = _flag(100, "updates between two lines of training")
+    log_format: str = _flag("json", "fairseq's: " + ", ".join(LOG_FORMATS))
+    tensorboard_logdir: Optional[str] = _flag(None, "write TensorBoard's files here")
+    dry_run: Optional[int] = _flag(
+        None,
+        "check the settings, tell what so many workers would do, and end (default: as started)",
+    )
+
+    @property
+    def fraction(self) -> Fraction:
+        """The part of the images to train on.
+
+        Raises:
+            ConfigError: if it is none.
+        """
+        try:
+            fraction = Fraction(self.data_fraction)
+        except (ValueError, ZeroDivisionError):
+            fraction = Fraction(0)
+        if not 0 < fraction <= 1:
+            raise ConfigError(
+                f"--data-fraction {self.data_fraction} is no part of a whole; give 1/4 or 0.25"
+            )
+        return fraction
+
+    @property
+    def milestones(self) -> list[float]:
+        """Milestones of the learning rate, in epochs."""
+        return list(self.lr_milestones) or [self.epochs * drop for drop in GOYAL_DROPS]
+
+    def learning_rate(self, images: int) -> LearningRate:
+        """Give the schedule for so many images an update."""
+        peak = self.lr * images / self.lr_batch if self.lr_batch else self.lr
+        return LearningRate(
+            kind=self.lr_schedule,
+            peak=peak,
+            # A small batch may have its peak below where Goyal's warm-up begins.
+            start=min(self.warmup_init_lr, peak),
+            warmup=self.warmup_epochs,
+            milestones=self.milestones,
+            factor=self.lr_drop,
+            epochs=self.epochs,
+        )
+
+    def weight_decays(self) -> WeightDecay:
+        """Give the schedule."""
+        milestones = list(self.weight_decay_milestones) or self.milestones
+        return WeightDecay(self.weight_decay, tuple(self.weight_decay_schedule), milestones)
+
+    def check(self) -> None:
+        """Check every setting that can be checked without data, model and exchange.
+
+        Raises:
+            ConfigError: for the first that does not fit.
+        """
+        super().check()
+        if not self.data:
+            raise ConfigError("--data is missing; name a folder with train/ and val/ or test/")
+        _ = self.fraction
+        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        _one_of("amp", self.amp, AMP)
+        _one_of("log-format", self.log_format, LOG_FORMATS)
+        at_least = {
+            0: "num-workers lr-batch save-interval-updates eval-train-images seed",
+            1: "image-size width epochs batch-size update-freq save-interval validate-interval "
+            "log-interval max-update",
+        }
+        for least, flags in at_least.items():
+            for flag in flags.split():
+                value = getattr(self, flag.replace("-", "_"))
+                if value is not None and value < least:
+                    raise ConfigError(f"--{flag} {value} is too small; give {least} or more")
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"--seed {self.seed} is too large; give one up to {LARGEST_SEED}")
+        for flag in ("lr", "lr-drop", "warmup-epochs", "warmup-init-lr", "weight-decay"):
+            _not_negative(flag, getattr(self, flag.replace("-", "_")))
+        for flag in ("momentum", "label-smoothing"):
+            value = getattr(self, flag.replace("-", "_"))
+            if not 0 <= value < 1:
+                raise ConfigError(
+                    f"--{flag} {value} is out of range; give 0 or more and less than 1"
+                )
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("--nesterov needs --momentum above 0; leave out one of them")
+        self._check_schedules()
+
+    def _check_schedules(self) -> None:
+        _one_of("lr-schedule", self.lr_schedule, LR_SCHEDULES)
+        if self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs {self.epochs}; "
+                "give fewer"
+            )
+        if self.lr_milestones and self.lr_schedule != "goyal":
+            raise ConfigError(
+                f"--lr-milestones {_listed(self.lr_milestones)} means nothing with --lr-schedule "
+                f"{self.lr_schedule}; leave it out, or take --lr-schedule goyal"
+            )
+        self._check_milestones("lr-milestones", self.lr_milestones)
+        self._check_milestones("weight-decay-milestones", self.weight_decay_milestones)
+        for decay in self.weight_decay_schedule:
+            _not_negative("weight-decay-schedule", decay)
+        if not self.weight_decay_schedule:
+            if self.weight_decay_milestones:
+                raise ConfigError(
+                    f"--weight-decay-milestones {_listed(self.weight_decay_milestones)} needs "
+                    "--weight-decay-schedule; name the weight decays after them, as in 1e-5,0"
+                )
+            return
+        if self.lr_schedule != "goyal" and not self.weight_decay_milestones:
+            raise ConfigError(
+                f"--weight-decay-schedule {_listed(self.weight_decay_schedule)} with --lr-schedule "
+                f"{self.lr_schedule} needs --weight-decay-milestones; name the epochs"
+            )
+        milestones = self.weight_decays().milestones
+        if len(milestones) < len(self.weight_decay_schedule):
+            raise ConfigError(
+                f"--weight-decay-schedule {_listed(self.weight_decay_schedule)} has more values "
+                f"than there are milestones ({_listed(milestones)}); name as many epochs with "
+                "--weight-decay-milestones"
+            )
+
+    def _check_milestones(self, flag: str, milestones: Sequence[float]) -> None:
+        rising = all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
+        if not rising or not all(0 < m < self.epochs for m in milestones):
+            raise ConfigError(
+                f"--{flag} {_listed(milestones)} does not fit --epochs {self.epochs}; give epochs "
+                f"that grow, above 0 and below {self.epochs}"
+            )
+
+
+def parse(arguments: Sequence[str]) -> VisionConfig:
+    """Read the command line, over the file that ``--config`` names, and check what it says.
+
+    Raises:
+        ConfigError: if a setting is wrong, or the file is.
+        SystemExit: with status 2, after argparse's message, if a flag is unknown.
+    """
+    parser = _parser()
+    said = vars(parser.parse_args(arguments))
+    file = said.pop("config", None)
+    settings = {**_from_file(Path(file), parser), **said} if file is not None else said
+    config = VisionConfig(**settings)
+    config.check()
+    return config
+
+
+def as_plain(config: VisionConfig) -> dict[str, Any]:
+    """Give the settings by their names, as plain values."""
+    return dataclasses.asdict(config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_codistill.vision",
+        description="Train an image classifier as one of n groups that codistil.",
+        # What is not said keeps the file's value, or the default.
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="settings by their names; flags beside it win"
+    )
+    kinds = typing.get_type_hints(VisionConfig)
+    # The adapter's own first; the rest is what it shares with translation.
+    every = dataclasses.fields(VisionConfig)
+    shared = {one.name for one in dataclasses.fields(CodistillationConfig)}
+    for one in sorted(every, key=lambda one: one.name in shared):
+        _add(parser, one, kinds[one.name])
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, one: dataclasses.Field, kind: Any) -> None:
+    flag = "--" + one.name.replace("_", "-")
+    help = one.metadata["help"].replace("%", "%%")
+    if one.default is not dataclasses.MISSING and one.default not in (None, "", False, True):
+        help += f" (default: {one.default})"
+    if one.name == "dry_run":
+        parser.add_argument(flag, nargs="?", type=_count, const=0, metavar="WORKERS", help=help)
+    elif kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
+    else:
+        parser.add_argument(flag, type=_reader(kind), metavar="X", help=help)
+
+
+def _reader(kind: Any) -> Any:
+    """Give what turns the text of a flag into a value."""
+    (inner,) = {part for part in typing.get_args(kind) or (kind,) if part is not type(None)}
+    if typing.get_origin(kind) is not list:
+        return inner
+
+    def read(text: str) -> list[Any]:
+        return [inner(part) for part in text.split(",") if part]
+
+    read.__name__ = f"list of {inner.__name__}"
+    return read
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; give 1 or more")
+    return number
+
+
+def _from_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Read a recipe; its values pass through the flags, so that both mean the same."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path} is not there; name a YAML file") from None
+    except Exception as error:  # whatever the YAML library raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config {path} cannot be read ({reason}); correct it") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"--config {path} holds no settings; write lines as in `epochs: 90`")
+    kinds = typing.get_type_hints(VisionConfig)
+    values = {}
+    for name, value in content.items():
+        if name not in kinds or name == "dry_run":
+            raise ConfigError(f"--config {path} sets {name}, which is no setting; see --help")
+        try:
+            values[name] = _value(kinds[name], value)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"--config {path} sets {name} to {value!r}, which it cannot be; see --help"
+            ) from None
+    return values
+
+
+def _value(kind: Any, value: Any) -> Any:
+    if value is None or kind is bool:
+        fits = isinstance(value, bool) if kind is bool else type(None) in typing.get_args(kind)
+        if not fits:
+            raise TypeError
+        return value
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    return _reader(kind)(str(value))
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
+def _one_of(flag: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"--{flag} {value} is unknown; choose {' or '.join(choices)}")
+
+
+def _not_negative(flag: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"--{flag} {value} is out of range; give 0 or more")

@@ -1,0 +1,117 @@
+"""The workers of a group as torchrun, or launch in its stead, starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from fairseq_codistill.codistillation import ConfigError
+
+# The first worker may write a checkpoint, or read a large folder, while the others wait for it.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """One group's workers, as one of them sees them.
+
+    Attributes:
+        rank: of this worker, from 0.
+        size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leader(self) -> bool:
+        """Whether this worker writes logs and checkpoints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Give the sum over all workers; in place.  A collective."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Give every worker's value, a small one, to all of them.  A collective."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all workers the leader's buffers, which are the model's.  A collective.
+
+        In training each worker's batch norm sees other images.
+        """
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def size_of_world(environ: Mapping[str, str]) -> int:
+    """Give how many workers were started.
+
+    Raises:
+        ConfigError: if what says so is no number.
+    """
+    return _number(environ, "WORLD_SIZE", 1)
+
+
+@contextmanager
+def joined(cpu: bool, environ: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """Be one of the group's workers; ``cpu`` keeps off the GPU.
+
+    Raises:
+        ConfigError: if torchrun's variables are not all there, or there are too few GPUs.
+    """
+    size, rank = size_of_world(environ), _number(environ, "RANK", 0)
+    device = _device(cpu, _number(environ, "LOCAL_RANK", 0))
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in environ:
+            raise ConfigError(
+                f"WORLD_SIZE={size} without {name}: start workers with codistill launch or "
+                "torchrun, or unset WORLD_SIZE"
+            )
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(cpu: bool, local_rank: int) -> torch.device:
+    if cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank}: this machine has {torch.cuda.device_count()} GPU(s); start "
+            "no more workers than that, or give --cpu"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text} is no number; torchrun or codistill launch sets it")
+    return int(text)
