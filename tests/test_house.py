@@ -16,11 +16,18 @@ ROOMS = {
     "codistillation": {"objective", "exchange"},
     "criterions": {"codistillation", "objective", "sentences"},
     "tasks": {"codistillation", "criterions", "sentences"},
+    "vision": {"codistillation", "sentences"},
     "launch": {"errors", "installed", "__version__"},
     "status": {"errors", "exchange", "launch"},
     "report": {"errors", "launch"},
 }
 FRAMEWORKS = {"fairseq", "fairseq_cli", "torchvision"}
+# Which of them the adapters may import.
+FRAMEWORKS_OF = {
+    "criterions": {"fairseq"},
+    "tasks": {"fairseq"},
+    "vision": {"torchvision"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -40,8 +47,14 @@ def test_imports_go_down_only(room):
         names = [name.split(".") for name in imports(path)]
         rooms = {parts[1] for parts in names if parts[0] == "fairseq_codistill"} - {room}
         assert rooms <= ROOMS[room], path
-        if room not in ("tasks", "criterions"):
-            assert not {parts[0] for parts in names} & FRAMEWORKS, path
+        frameworks = {parts[0] for parts in names} & FRAMEWORKS
+        assert frameworks <= FRAMEWORKS_OF.get(room, set()), path
+
+
+def test_the_vision_entry_point_brings_no_fairseq_with_it():
+    code = "import sys, fairseq_codistill.vision.__main__; print('fairseq' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_package_imports_neither_torch_nor_fairseq():

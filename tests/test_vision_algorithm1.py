@@ -1,0 +1,55 @@
+"""Real groups of images in lockstep with T = 1 are Algorithm 1 of the paper."""
+
+import pytest
+from harness import LOCKSTEP, column, distance
+from vision_harness import launch, write_images
+from vision_reference import ARCH, algorithm_1
+
+UPDATES = 20
+
+
+@pytest.mark.parametrize(
+    ("n", "workers", "update_freq"),
+    [(2, 1, 1), pytest.param(2, 2, 2, marks=pytest.mark.full)],
+)
+def test_real_groups_equal_the_single_process_reference(tmp_path, n, workers, update_freq):
+    side, batch_size = 64, 8
+    data = write_images(tmp_path / "data", train=12 * workers * update_freq, side=side)
+    flags = [
+        *[*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7"],
+        *["--arch", ARCH, "--image-size", str(side), "--augmentation", "none"],
+        *["--momentum", "0", "--weight-decay", "0", "--lr", "0.02", "--lr-schedule", "constant"],
+        *["--batch-size", str(batch_size), "--update-freq", str(update_freq)],
+        *["--epochs", "9", "--max-update", str(UPDATES), "--validate-interval", "9"],
+    ]
+    runs = launch(data, tmp_path / "out", *flags, groups=n, workers=workers)
+    reference, losses = algorithm_1(
+        data,
+        updates=UPDATES,
+        n=n,
+        workers=workers,
+        update_freq=update_freq,
+        batch_size=batch_size,
+        alpha=0.7,
+        gamma=1.1,
+        lr=0.02,
+    )
+    for run, state, truth in zip(runs, reference, losses, strict=True):
+        weights = run.weights()
+        assert weights.keys() == state.keys()
+        for kind in ("parameters", "running statistics"):
+            of_kind = {k: v for k, v in state.items() if ("running" in k) == (kind[0] == "r")}
+            of_kind = {k: v for k, v in of_kind.items() if v.is_floating_point()}
+            off = distance(weights, of_kind)
+            print(f"{n=} {workers=} {update_freq=}: {kind}: ||w - ref|| / ||ref|| = {off:.1e}")
+            assert off <= 1e-5, kind
+        lines = run.lines()
+        assert len(lines) == UPDATES
+        for key in ("loss", "nll_loss", "codistill_loss", "codistill_alpha"):
+            # Six digits are logged.
+            assert column(lines, key) == pytest.approx(column(truth, key), rel=2e-5), key
+        assert set(column(lines, "codistill_staleness")) == {0}
+        assert set(column(lines, "codistill_peers")) == {n - 1}
+        # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
+        assert lines[-1]["epoch"] > 1
+        assert min(column(truth, "codistill_loss")) > 1e-4
