@@ -86,7 +86,7 @@ def launch_command(
 ) -> list[str]:
     return [
         *[str(BIN / "codistill"), "launch", "--groups", str(groups), "--out", str(out)],
-        *["--workers-per-group", str(workers), *options, "--"],
+        *["--workers-per-group", str(workers), "--max-restarts", "0", *options, "--"],
         *[*PROGRAM, "--data", str(data), *TINY, *flags],
     ]
 
@@ -94,7 +94,7 @@ def launch_command(
 def launch(data: Path, out: Path, *flags: str, groups: int = 2, **more) -> list[Run]:
     """Run ``codistill launch`` to its end and give what each group left behind."""
     command = launch_command(data, out, *flags, groups=groups, **more)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     folders = [out / f"group-{i}" for i in range(groups)]
     return [Run(folder, (folder / "log.txt").read_text()) for folder in folders]

@@ -1,21 +1,20 @@
 """Algorithm 1 for images in one process, in float64, plainly: what real runs are held against.
 
-Nothing of fairseq_codistill is used.  The network is torchvision's, the images are read with
-Pillow and put in order with NumPy, the weights are those of torch's generator at each seed.
+Nothing of fairseq_codistill is used: the network resnet8_cifar is written out here by the
+formulas, images are read with Pillow and put in order with NumPy.  Only the weights it begins with
+come from outside.
 """
 
-import copy
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from harness import SEED_STEP
 from PIL import Image
 from torch.nn import functional as F
 
-# Much batch norm, and small.
-ARCH = "shufflenet_v2_x0_5"
+ARCH = "resnet8_cifar"
+State = dict[str, torch.Tensor]
 
 
 def images_of(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,26 +34,54 @@ def permutation(seed: int, epoch: int, images: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence([0, seed, epoch])).permutation(images)
 
 
-def initial(seed: int, classes: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return torchvision.models.get_model(ARCH, num_classes=classes)
+def batch_norm(x: torch.Tensor, state: State, name: str, running: State | None) -> torch.Tensor:
+    """With the batch's statistics, noted in ``running``; with the state's if that is None."""
+    if running is None:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+    else:
+        mean, var = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), unbiased=False)
+        unbiased = x.detach().var(dim=(0, 2, 3), unbiased=True)
+        for key, new in (("mean", mean.detach()), ("var", unbiased)):
+            old = running.get(f"{name}.running_{key}", state[f"{name}.running_{key}"])
+            running[f"{name}.running_{key}"] = 0.9 * old + 0.1 * new
+    normal = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+    return normal * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+
+
+def resnet8(x: torch.Tensor, state: State, running: State | None) -> torch.Tensor:
+    """Logits; in training if ``running`` is there to note statistics in."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return batch_norm(x, state, name, running)
+
+    x = norm(F.conv2d(x, state["conv1.weight"], padding=1), "bn1").relu()
+    for block, stride in enumerate((1, 2, 2)):
+        at = f"blocks.{block}"
+        y = F.conv2d(x, state[f"{at}.conv1.weight"], stride=stride, padding=1)
+        y = F.conv2d(norm(y, f"{at}.bn1").relu(), state[f"{at}.conv2.weight"], padding=1)
+        if block > 0:
+            x = F.conv2d(x, state[f"{at}.shortcut.0.weight"], stride=stride)
+            x = norm(x, f"{at}.shortcut.1")
+        x = (norm(y, f"{at}.bn2") + x).relu()
+    return x.mean(dim=(2, 3)) @ state["fc.weight"].T + state["fc.bias"]
 
 
 def algorithm_1(
     data: Path,
+    initial: list[State],
     updates: int,
-    n: int,
     workers: int,
     update_freq: int,
     batch_size: int,
     alpha: float,
     gamma: float,
     lr: float,
-) -> tuple[list[dict[str, torch.Tensor]], list[list[dict[str, float]]]]:
-    """Train n models; gives their weights and buffers, and each one's losses at each update."""
+) -> tuple[list[State], list[list[dict[str, float]]]]:
+    """Train n models from their initial states; gives their last ones, and each one's losses."""
     images, targets = images_of(data / "train")
-    classes = int(targets.max()) + 1
-    models = [initial(1 + SEED_STEP * i, classes).double() for i in range(n)]
+    n = len(initial)
+    models = [{k: v.double() for k, v in state.items()} for state in initial]
+    trained = [name for name in models[0] if name.endswith(("weight", "bias"))]
     per_update = workers * update_freq * batch_size
     per_epoch = len(images) // per_update
 
@@ -62,47 +89,38 @@ def algorithm_1(
     for k in range(updates):
         epoch, step = k // per_epoch + 1, k % per_epoch
         alpha_k = alpha * gamma ** (epoch - 1)
-        peers = [copy.deepcopy(model).eval() for model in models]
-        gradients = []
+        moved = []
         for i in range(n):  # for i = 1, ..., n
             order = permutation(1 + SEED_STEP * i, epoch, len(images))
             mine = order[step * per_update : (step + 1) * per_update]
-            parts = mine.reshape(update_freq, workers, batch_size)
+            leaves = {name: models[i][name].clone().requires_grad_() for name in trained}
             # Each worker normalises its own batches; the first one's running statistics count.
-            replicas = [models[i], *(copy.deepcopy(models[i]) for _ in range(workers - 1))]
-            total = cross_entropy = divergence = 0.0
-            gradient = None
-            for micro_batches in parts:
-                for replica, part in zip(replicas, micro_batches, strict=True):
+            statistics: list[State] = [{} for _ in range(workers)]
+            cross_entropy = divergence = torch.zeros(())
+            for micro_batches in mine.reshape(update_freq, workers, batch_size):
+                for running, part in zip(statistics, micro_batches, strict=True):
                     x, y = images[part], targets[part]
-                    student = replica.train()(x)
+                    student = resnet8(x, models[i] | leaves, running)
                     nll = F.cross_entropy(student, y)
-                    distance = sum(
-                        (peers[j](x).detach() - student).square().mean(dim=1).mean() / (n - 1)
-                        for j in range(n)
-                        if j != i
-                    )
-                    loss = (nll + alpha_k * distance) / len(replicas) / update_freq
-                    share = torch.autograd.grad(loss, list(replica.parameters()))
-                    gradient = (
-                        share
-                        if gradient is None
-                        else [a + b for a, b in zip(gradient, share, strict=True)]
-                    )
-                    total += loss.item()
-                    cross_entropy += nll.item() / len(replicas) / update_freq
-                    divergence += distance.item() / len(replicas) / update_freq
-            gradients.append(gradient)
+                    cross_entropy = cross_entropy + nll / (workers * update_freq)
+                    for j in range(n):
+                        if j != i:
+                            peer = resnet8(x, models[j], None)
+                            mse = (peer - student).square().mean()
+                            divergence = divergence + mse / (n - 1) / (workers * update_freq)
+            loss = cross_entropy + alpha_k * divergence
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            steps = zip(trained, gradients, strict=True)
+            moved.append(
+                models[i] | statistics[0] | {name: models[i][name] - lr * g for name, g in steps}
+            )
             losses[i].append(
                 {
-                    "loss": total / np.log(2),
-                    "nll_loss": cross_entropy / np.log(2),
-                    "codistill_loss": divergence,
+                    "loss": loss.item() / np.log(2),
+                    "nll_loss": cross_entropy.item() / np.log(2),
+                    "codistill_loss": divergence.item(),
                     "codistill_alpha": alpha_k,
                 }
             )
-        with torch.no_grad():  # all right-hand sides used update k
-            for model, gradient in zip(models, gradients, strict=True):
-                for parameter, g in zip(model.parameters(), gradient, strict=True):
-                    parameter -= lr * g
-    return [model.state_dict() for model in models], losses
+        models = moved  # all right-hand sides used update k
+    return models, losses
