@@ -126,6 +126,12 @@ def launch(
     return [Run(folder, log) for folder, log in zip(folders, logs, strict=True)]
 
 
+def published(out: Path) -> dict[str, str]:
+    """The digest of every snapshot that the run has published; lockstep keeps all."""
+    manifests = sorted((out / "exchange").glob("group-*/0*.json"))
+    return {f"{p.parent.name}/{p.stem}": json.loads(p.read_text())["sha256"] for p in manifests}
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two models are the same, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

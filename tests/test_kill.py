@@ -1,6 +1,5 @@
 """Exactly the same, again: kill -9 at a random update in lockstep changes no bit of the result."""
 
-import json
 import random
 import re
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import kill_at_update, lives, send, start_launch, wait_until
-from harness import LOCKSTEP, Run, equal
+from harness import LOCKSTEP, Run, equal, published
 
 UPDATES = 60
 SAVED_EVERY = 10
@@ -46,12 +45,6 @@ def finish(launch, out: Path) -> list[Run]:
     said = (out / "launch.txt").read_text()
     assert launch.returncode == 0, said + "".join(run.log[-2000:] for run in runs)
     return runs
-
-
-def published(out: Path) -> dict[str, str]:
-    """The digest of every snapshot that the run has published; lockstep keeps all."""
-    manifests = sorted((out / "exchange").glob("group-*/0*.json"))
-    return {f"{p.parent.name}/{p.stem}": json.loads(p.read_text())["sha256"] for p in manifests}
 
 
 @pytest.fixture(scope="module")

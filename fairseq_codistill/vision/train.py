@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -147,6 +148,7 @@ class Trainer:
                 speed = (made - first) / (time.perf_counter() - began)
                 values = {**self._meters.inner(), **now, "ups": speed}
                 self._log.inner(made, epoch, step, self._per_epoch, values)
+                _check_finite(values["loss"], made)
             over = made == self._end
             epoch_over = over or step == self._per_epoch
             if epoch_over:
@@ -355,6 +357,22 @@ def order_of(config: VisionConfig, images: int, workers: int) -> data.Order:
         workers=workers,
         update_freq=config.update_freq,
     )
+
+
+def _check_finite(loss: float, update: int) -> None:
+    """Stop a run that has come to nothing, before it replaces more checkpoints.
+
+    A divergence of raw logits has no bound: two groups can drive each other off, most of all
+    while the running statistics of batch norm are young, or learning rate and alpha are high.
+
+    Raises:
+        ConfigError: if the loss is not finite; on all workers, which have the same.
+    """
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"--lr: training has diverged, the loss before update {update} is {loss}; give a "
+            "lower --lr or --codistill-alpha, or begin with --warmup-epochs or --codistill-burn-in"
+        )
 
 
 def _optimizer(model: nn.Module, config: VisionConfig) -> torch.optim.SGD:

@@ -1,0 +1,141 @@
+"""Exactly the same, again: kill -9 at a random update in lockstep changes no bit of the result."""
+
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults import kill_at_update, lives, send, wait_until
+from harness import LOCKSTEP, Run, environment, equal, published
+from vision_harness import launch_command, train, write_images
+
+# 7 updates an epoch, so that checkpoints fall within epochs and at their ends.
+UPDATES = 42
+FLAGS = [
+    *[*LOCKSTEP, "--codistill-interval", "2", "--epochs", "6", "--save-interval-updates", "5"],
+    *["--codistill-alpha", "0.2", "--lr", "0.01", "--codistill-timeout", "60"],
+    *["--warmup-epochs", "1", "--weight-decay-schedule", "1e-3,0", "--log-interval", "1"],
+]
+
+
+def start(data: Path, out: Path) -> subprocess.Popen:
+    out.mkdir(parents=True)
+    command = launch_command(data, out, *FLAGS, options=["--max-restarts", "1"])
+    with open(out / "launch.txt", "w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+
+
+def finish(launch: subprocess.Popen, out: Path) -> list[Run]:
+    try:
+        launch.wait(timeout=150)
+    finally:
+        launch.terminate()
+    folders = [out / f"group-{group}" for group in (0, 1)]
+    runs = [Run(folder, (folder / "log.txt").read_text()) for folder in folders]
+    assert launch.returncode == 0, (out / "launch.txt").read_text() + runs[0].log[-2000:]
+    return runs
+
+
+def assert_the_same(run: Run, truth: Run) -> None:
+    now, then = run.checkpoint(), truth.checkpoint()
+    assert equal(now["model"], then["model"])
+    momenta = [state["optimizer"]["state"] for state in (now, then)]
+    assert all(
+        momenta[0][i]["momentum_buffer"].equal(momenta[1][i]["momentum_buffer"]) for i in momenta[1]
+    )
+    # Of the lines that were logged twice the last ones count, and those of epochs cover all of it.
+    for kind in ("train_inner", "train", "valid"):
+        clocks = {"wall", "ups", "codistill_stall", "codistill_first_seen", "codistill_refreshed"}
+        lines, others = (
+            {
+                line["num_updates"]: {k: v for k, v in line.items() if k not in clocks}
+                for line in which.lines(kind)
+            }
+            for which in (run, truth)
+        )
+        assert lines == others, kind
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "data", side=24)
+
+
+@pytest.fixture(scope="module")
+def unkilled(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unkilled") / "out"
+    runs = finish(start(data, out), out)
+    assert [lives(run.log) for run in runs] == [[[*range(1, UPDATES + 1)]]] * 2
+    return runs, published(out)
+
+
+RNG = random.Random(5)
+KILLS = [
+    pytest.param(
+        RNG.randrange(2), RNG.randrange(6, UPDATES - 4), marks=[pytest.mark.full] * (i > 0)
+    )
+    for i in range(5)
+]
+
+
+@pytest.mark.parametrize(("group", "update"), KILLS)
+def test_a_kill_at_a_random_update_changes_no_bit(data, tmp_path, unkilled, group, update):
+    out = tmp_path / "out"
+    launch = start(data, out)
+    kill_at_update(out, group, update, launch)
+    runs = finish(launch, out)
+    before, after = lives(runs[group].log)
+    print(f"group {group}: killed at update {before[-1]}, resumed at {after[0] - 1}")
+    assert update <= before[-1] < UPDATES
+    assert 0 < after[0] - 1 <= before[-1]
+    assert after == [*range(after[0], UPDATES + 1)]
+    for run, truth in zip(runs, unkilled[0], strict=True):
+        assert_the_same(run, truth)
+    again = published(out)
+    # A resumed group publishes where it resumes, which may be between two multiples of T.
+    assert all(again[name] == digest for name, digest in unkilled[1].items())
+
+
+def test_a_torn_checkpoint_is_noticed_by_launch(data, tmp_path, unkilled):
+    out = tmp_path / "out"
+    launch = start(data, out)
+    last = out / "group-1/checkpoint_last.pt"
+    wait_until(lambda: last.exists(), launch, out)
+    kill_at_update(out, 1, 12, launch)
+    last.write_bytes(last.read_bytes()[:2000])
+    runs = finish(launch, out)
+    assert "checkpoint_last.pt is torn" in (out / "launch.txt").read_text()
+    for run, truth in zip(runs, unkilled[0], strict=True):
+        assert equal(run.weights(), truth.weights())
+
+
+# Dropout, and two workers with statistics of their own; both stopped within an epoch.
+@pytest.mark.parametrize(("arch", "workers"), [("squeezenet1_1", 1), ("resnet8_cifar", 2)])
+def test_a_run_in_two_parts_equals_one(data, tmp_path, arch, workers):
+    flags = ["--arch", arch, "--image-size", "24", "--batch-size", "4", "--epochs", "2"]
+    flags += ["--eval-train-images", "7", "--save-interval-updates", "3", "--lr", "0.01"]
+    flags += ["--augmentation", "imagenet"]
+    whole = train(data, tmp_path / "whole", *flags, workers=workers)
+    updates = len(whole.lines())
+    train(data, tmp_path / "parts", *flags, "--max-update", "4", workers=workers)
+    rest = train(data, tmp_path / "parts", *flags, workers=workers)
+    assert [line["num_updates"] for line in rest.lines()] == [*range(5, updates + 1)]
+    assert equal(rest.weights(), whole.weights())
+    assert rest.lines("valid")[-1]["loss"] == whole.lines("valid")[-1]["loss"]
+    for key in ("distance", "eval_nll_loss", "top1"):
+        assert rest.lines("train")[-1][key] == whole.lines("train")[-1][key]
+    again = train(data, tmp_path / "parts", *flags, workers=workers)
+    assert f"nothing to do: update {updates} is the last one" in again.log
+    assert equal(again.weights(), whole.weights())
+
+
+def test_a_signal_at_the_end_leaves_whole_files(data, tmp_path):
+    """Whatever the moment of a kill, what there is can be read."""
+    out = tmp_path / "out"
+    launch = start(data, out)
+    wait_until((out / "group-0/checkpoint_last.pt").exists, launch, out)
+    assert send(out, 0, signal.SIGKILL)
+    assert Run(out / "group-0", "").checkpoint()["update"] > 0
+    launch.terminate()
+    launch.wait(timeout=60)
