@@ -1,0 +1,123 @@
+"""Models by name, and models from the manifests of others."""
+
+import pytest
+import torch
+
+from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.vision import models
+
+OWN = models.describe("resnet20_cifar", 10, 16, 32)
+LIKE = torch.zeros(1)
+
+
+def state_of(config):
+    return models.student(config).state_dict()
+
+
+def parameters_of_resnext152(width: int, classes: int) -> int:
+    """Counted from the architecture: 3, 8, 36, 3 blocks of 32 groups."""
+    total = 3 * 64 * 7 * 7 + 2 * 64
+    inputs = 64
+    for blocks, planes in ((3, 64), (8, 128), (36, 256), (3, 512)):
+        inner, outputs = planes * width * 32 // 64, planes * 4
+        for block in range(blocks):
+            total += inputs * inner + 2 * inner
+            total += inner // 32 * inner * 9 + 2 * inner
+            total += inner * outputs + 2 * outputs
+            if block == 0:
+                total += inputs * outputs + 2 * outputs
+            inputs = outputs
+    return total + inputs * classes + classes
+
+
+@pytest.mark.parametrize(("arch", "width"), [("resnext152_32x4d", 4), ("resnext152_32x8d", 8)])
+def test_resnext152_has_the_layers_it_should(arch, width):
+    config = models.describe(arch, 1000, 16, 224)
+    with torch.device("meta"):
+        model = models.student(config)
+        assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)
+    assert sum(p.numel() for p in model.parameters()) == parameters_of_resnext152(width, 1000)
+
+
+@pytest.mark.full
+def test_resnext152_trains_a_step_and_loads_as_a_peer():
+    config = models.describe("resnext152_32x8d", 10, 16, 64)
+    model = models.student(config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    images, targets = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    before = model.fc.weight.detach().clone()
+    torch.nn.functional.cross_entropy(model(images), targets).backward()
+    optimizer.step()
+    assert not model.fc.weight.equal(before)
+    peer = models.peer(config, OWN, LIKE, model.state_dict())
+    peer.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert peer.eval()(images).equal(model.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    # He et al. 2016, table 6: 0.27M, 0.46M; and the two projections, which theirs has none of.
+    [(20, 269722 + 2 * 0), (32, 464154)],
+)
+def test_cifar_networks_have_the_size_of_the_original(depth, parameters):
+    model = models.student(models.describe(f"resnet{depth}_cifar", 10, 16, 32))
+    projections = sum(i * o + 2 * o for i, o in ((16, 32), (32, 64)))
+    assert sum(p.numel() for p in model.parameters()) == parameters + projections
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        models.describe("resnet8_cifar", 10, 4, 32),
+        models.describe("shufflenet_v2_x0_5", 10, 16, 32),
+        models.describe("vit_b_16", 10, 16, 32),
+        models.describe("googlenet", 10, 16, 64),
+    ],
+    ids=lambda config: config["arch"],
+)
+def test_a_peer_of_another_architecture_is_built_from_its_description(config):
+    state = state_of(config)
+    peer = models.peer(config, OWN, LIKE, state)
+    peer.load_state_dict(state)
+    side = 64 if config["arch"] == "googlenet" else 32
+    assert peer.eval()(torch.zeros(2, 3, side, side)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"arch": "resnet1001"}, "no architecture"),
+        ({"arch": "os.system"}, "no architecture"),
+        ({"arch": ["resnet50"]}, "no architecture"),
+        ({"arch": None}, "no architecture"),
+        ({"weights": "DEFAULT"}, "'weights'"),
+        ({"width": 10**9}, "width"),
+        ({"width": True}, "width"),
+        ({"width": 0.5}, "width"),
+        ({"width": -1}, "width"),
+        ({"classes": 11}, "11 classes"),
+        ({"classes": 10.0}, "classes"),
+        ({"arch": "resnet50"}, "'width'"),
+        ({"width": 32}, "names and shapes"),
+        ({"arch": "resnet32_cifar"}, "names and shapes"),
+    ],
+)
+def test_a_peer_that_is_not_as_it_should_be_is_refused(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        models.peer({**OWN, **change}, OWN, LIKE, state_of(OWN))
+
+
+def test_a_peer_for_images_of_another_size_is_refused():
+    own, other = (models.describe("vit_b_32", 2, 16, side) for side in (32, 64))
+    with pytest.raises(ValueError, match="images of 64 pixels"):
+        models.peer(other, own, LIKE, {})
+
+
+def test_zero_init_gamma():
+    model = models.student(OWN, zero_init_gamma=True)
+    gammas = [m.weight for name, m in model.named_modules() if name.endswith("bn2")]
+    assert len(gammas) == 9
+    assert not any(gamma.any() for gamma in gammas)
+    with pytest.raises(ConfigError, match="--zero-init-gamma is for residual networks"):
+        models.student(models.describe("squeezenet1_1", 10, 16, 32), zero_init_gamma=True)
