@@ -76,8 +76,13 @@ def algorithm_1(
     alpha: float,
     gamma: float,
     lr: float,
+    predictions: bool = False,
 ) -> tuple[list[State], list[list[dict[str, float]]]]:
-    """Train n models from their initial states; gives their last ones, and each one's losses."""
+    """Train n models from their initial states; gives their last ones, and each one's losses.
+
+    Peers are run in eval mode, or, if it is predictions that are swapped, in training mode on the
+    batches of the first model, which are everyone's.
+    """
     images, targets = images_of(data / "train")
     n = len(initial)
     models = [{k: v.double() for k, v in state.items()} for state in initial]
@@ -91,7 +96,7 @@ def algorithm_1(
         alpha_k = alpha * gamma ** (epoch - 1)
         moved = []
         for i in range(n):  # for i = 1, ..., n
-            order = permutation(1 + SEED_STEP * i, epoch, len(images))
+            order = permutation(1 + SEED_STEP * i * (not predictions), epoch, len(images))
             mine = order[step * per_update : (step + 1) * per_update]
             leaves = {name: models[i][name].clone().requires_grad_() for name in trained}
             # Each worker normalises its own batches; the first one's running statistics count.
@@ -105,7 +110,7 @@ def algorithm_1(
                     cross_entropy = cross_entropy + nll / (workers * update_freq)
                     for j in range(n):
                         if j != i:
-                            peer = resnet8(x, models[j], None)
+                            peer = resnet8(x, models[j], {} if predictions else None)
                             mse = (peer - student).square().mean()
                             divergence = divergence + mse / (n - 1) / (workers * update_freq)
             loss = cross_entropy + alpha_k * divergence

@@ -4,6 +4,8 @@ from fairseq_codistill.codistillation.algorithm import CHANGES, Codistillation
 from fairseq_codistill.codistillation.comparison import factored_is_cheaper
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.membership import Group
+from fairseq_codistill.codistillation.predictions import PredictionExchange
+from fairseq_codistill.codistillation.seam import Seam
 
 __all__ = [
     "CHANGES",
@@ -11,5 +13,7 @@ __all__ = [
     "CodistillationConfig",
     "ConfigError",
     "Group",
+    "PredictionExchange",
+    "Seam",
     "factored_is_cheaper",
 ]

@@ -118,6 +118,11 @@ class CodistillationConfig:
             return self.codistill_keep
         return 0 if self.codistill_mode == "lockstep" else 3
 
+    @property
+    def needs_exchange(self) -> bool:
+        """Whether groups leave snapshots for each other."""
+        return self.codistill_num_groups > 1
+
     def alpha_schedule(self) -> AlphaSchedule:
         """Give the schedule these settings describe."""
         return AlphaSchedule(
@@ -167,7 +172,7 @@ class CodistillationConfig:
                 f"--codistill-group {group} is not one of 0 to {n - 1}; groups count from 0, and "
                 f"--codistill-num-groups is {n}"
             )
-        if n > 1 and not self.codistill_dir:
+        if self.needs_exchange and not self.codistill_dir:
             raise ConfigError(
                 f"--codistill-dir is missing; with --codistill-num-groups {n}, name a folder or "
                 "URI that all groups share"

@@ -9,7 +9,7 @@ from fairseq_codistill.sentences import errors_as_sentences
 from fairseq_codistill.vision import data, models, plan
 from fairseq_codistill.vision.settings import VisionConfig, parse
 from fairseq_codistill.vision.train import Trainer, order_of
-from fairseq_codistill.vision.world import joined, size_of_world
+from fairseq_codistill.vision.world import divided, joined, size_of_world
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(config, config.dry_run or size_of_world(os.environ))
             return 0
         with joined(config.cpu) as world:
-            Trainer(config, world).run()
+            if config.swaps_predictions:
+                place = divided(world, config.codistill_num_groups)
+                config = config.of_group(place.group)
+                Trainer(config, place.world, place.counterparts).run()
+            else:
+                Trainer(config, world).run()
     return 0
 
 

@@ -13,12 +13,13 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
+from fairseq_codistill.codistillation import CHANGES, ConfigError, Seam
 from fairseq_codistill.vision.evaluate import Score
 from fairseq_codistill.vision.settings import VisionConfig, as_plain
 from fairseq_codistill.vision.world import World
@@ -68,7 +69,7 @@ class Sums:
         apart = [none, none] if divergence is None else [divergence, count]
         self._on_device += torch.stack([count, loss, nll, hits.to(nll.dtype), *apart]).double()
 
-    def add_update(self, codistillation: Codistillation | None) -> None:
+    def add_update(self, codistillation: Seam | None) -> None:
         """Add what an update has met between groups."""
         self._on_host["updates"] += 1
         if codistillation is None:
@@ -173,12 +174,17 @@ class Log:
         self._writers: dict[str, Any] = {}
         self._folder = config.tensorboard_logdir if leader else None
         self._bar = leader and sys.stderr.isatty()
-        level = logging.INFO if leader else logging.WARNING
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        if leader and config.swaps_predictions:
+            # Groups that are started together share their standard output.
+            folder = Path(config.save_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(folder / "log.txt"))
         logging.basicConfig(
             format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
             datefmt="%Y-%m-%d %H:%M:%S",
-            level=level,
-            stream=sys.stdout,
+            level=logging.INFO if leader else logging.WARNING,
+            handlers=handlers,
             force=True,
         )
         if self._folder is not None:

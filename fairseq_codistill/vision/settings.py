@@ -26,6 +26,10 @@ LAST = "checkpoint_last.pt"
 AMP = ("none", "fp16", "bf16")
 AUGMENTATIONS = ("imagenet", "cifar", "none")
 LOG_FORMATS = ("json", "simple")
+EXCHANGES = ("checkpoints", "predictions")
+
+# Between the seeds of two groups, as `codistill launch` sets them.
+SEED_STRIDE = 1000003
 
 # torch and the manifest of a snapshot take no larger one.
 LARGEST_SEED = 2**63 - 1
@@ -93,6 +97,12 @@ class VisionConfig(CodistillationConfig):
     cpu: bool = _flag(False, "train on the CPU even if there is a GPU")
     seed: int = _flag(1, "of this group; groups 1000003 apart")
 
+    codistill_exchange: str = _flag(
+        "checkpoints",
+        "what groups leave for each other; predictions: all groups are started together, with "
+        "torchrun, draw the same batches and swap logits",
+    )
+
     save_dir: str = _flag("checkpoints", "where checkpoints go")
     save_interval: int = _flag(1, "epochs between checkpoints")
     save_interval_updates: int = _flag(0, "updates between further checkpoints; 0 for none")
@@ -127,6 +137,25 @@ class VisionConfig(CodistillationConfig):
                 f"--data-fraction {self.data_fraction} is no part of a whole; give 1/4 or 0.25"
             )
         return fraction
+
+    @property
+    def swaps_predictions(self) -> bool:
+        """Whether groups swap logits, and not checkpoints."""
+        return self.codistill_exchange == "predictions"
+
+    @property
+    def needs_exchange(self) -> bool:
+        """Whether groups leave snapshots for each other."""
+        return super().needs_exchange and not self.swaps_predictions
+
+    @property
+    def order_seed(self) -> int:
+        """What decides the order and the augmentation of the images.
+
+        It is this group's own, but groups that swap predictions see the same images.
+        """
+        common = self.codistill_group * SEED_STRIDE if self.swaps_predictions else 0
+        return self.seed - common
 
     @property
     def milestones(self) -> list[float]:
@@ -187,7 +216,40 @@ class VisionConfig(CodistillationConfig):
                 )
         if self.nesterov and self.momentum == 0:
             raise ConfigError("--nesterov needs --momentum above 0; leave out one of them")
+        self._check_exchange()
         self._check_schedules()
+
+    def of_group(self, group: int) -> VisionConfig:
+        """Give a group's settings, if these are those of all groups, started together."""
+        folder = f"group-{group}"
+        tensorboard = self.tensorboard_logdir
+        return dataclasses.replace(
+            self,
+            codistill_group=group,
+            seed=self.seed + SEED_STRIDE * group,
+            save_dir=f"{self.save_dir}/{folder}",
+            tensorboard_logdir=None if tensorboard is None else f"{tensorboard}/{folder}",
+        )
+
+    def _check_exchange(self) -> None:
+        _one_of("codistill-exchange", self.codistill_exchange, EXCHANGES)
+        if not self.swaps_predictions:
+            return
+        said = "--codistill-exchange predictions"
+        if self.codistill_num_groups == 1:
+            raise ConfigError(f"{said} needs others; give --codistill-num-groups 2 or more")
+        if self.codistill_group:
+            raise ConfigError(
+                f"--codistill-group {self.codistill_group}: with {said} a worker's rank tells its "
+                "group; start all groups together with torchrun, not with codistill launch"
+            )
+        if self.shard_data:
+            raise ConfigError(f"--shard-data: with {said} all groups see the same images; drop one")
+        if self.codistill_peer_dropout:
+            raise ConfigError(
+                f"--codistill-peer-dropout means nothing with {said}, which are those of models "
+                "in training; leave it out"
+            )
 
     def _check_schedules(self) -> None:
         _one_of("lr-schedule", self.lr_schedule, LR_SCHEDULES)

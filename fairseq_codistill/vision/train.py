@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +21,8 @@ from fairseq_codistill.codistillation import (
     CodistillationConfig,
     ConfigError,
     Group,
+    PredictionExchange,
+    Seam,
 )
 from fairseq_codistill.vision import checkpoint, data, logs, models, plan
 from fairseq_codistill.vision.checkpoint import Checkpoint
@@ -41,14 +44,18 @@ class Trainer:
     Args:
         config: checked settings.
         world: the group's workers.
+        counterparts: if groups swap predictions, the one worker of each that this one swaps with.
 
     Raises:
         ConfigError: if settings, data, model and checkpoint do not fit together.
     """
 
-    def __init__(self, config: VisionConfig, world: World) -> None:
+    def __init__(
+        self, config: VisionConfig, world: World, counterparts: dist.ProcessGroup | None = None
+    ) -> None:
         self._config = config
         self._world = world
+        self._counterparts = counterparts
         self._folders = data.find(config.data)
         self._order = order_of(config, len(self._folders.train), world.size)
         self._order.check()
@@ -105,10 +112,13 @@ class Trainer:
         self._log.say(f"done training in {time.perf_counter() - start:.1f} seconds")
         self._log.close()
 
-    def _join(self) -> Codistillation | None:
+    def _join(self) -> Seam | None:
         """Join the other groups, if there are any."""
         if self._config.codistill_num_groups == 1:
             return None
+        settings = CodistillationConfig.of(self._config)
+        if self._counterparts is not None:
+            return PredictionExchange(settings, self._counterparts, self._update)
         like = next(self._model.parameters())
         group = Group(
             seed=self._config.seed,
@@ -119,10 +129,9 @@ class Trainer:
             ),
             like=like,
         )
-        settings = CodistillationConfig.of(self._config)
         return Codistillation(settings, group, self._model.state_dict)
 
-    def _train(self, codistillation: Codistillation | None) -> None:
+    def _train(self, codistillation: Seam | None) -> None:
         if self._update == self._end:
             self._log.say(f"nothing to do: update {self._end} is the last one")
             return
@@ -171,7 +180,7 @@ class Trainer:
         epoch: int,
         model: nn.Module,
         batches: Iterator[tuple[Tensor, Tensor]],
-        codistillation: Codistillation | None,
+        codistillation: Seam | None,
     ) -> None:
         """Make one update (Algorithm 1, for this group)."""
         # Each worker drops other units, and what it drops depends on nothing but the update.
@@ -195,7 +204,7 @@ class Trainer:
         model: nn.Module,
         images: Tensor,
         targets: Tensor,
-        codistillation: Codistillation | None,
+        codistillation: Seam | None,
     ) -> Tensor:
         """Give a micro-batch's mean of cross-entropy + alpha * mean over the live peers of D."""
         smoothing = self._config.label_smoothing
@@ -227,7 +236,7 @@ class Trainer:
             if group["decays"]:
                 group["weight_decay"] = self._decay(update, self._per_epoch)
 
-    def _now(self, update: int, codistillation: Codistillation | None) -> logs.Values:
+    def _now(self, update: int, codistillation: Seam | None) -> logs.Values:
         """Give what has one value at an update."""
         values = {
             "lr": self._rate(update, self._per_epoch),
@@ -324,7 +333,9 @@ class Trainer:
             return self._model
         on_gpu = self._world.device.type == "cuda"
         return DistributedDataParallel(
-            self._model, device_ids=[self._world.device.index] if on_gpu else None
+            self._model,
+            device_ids=[self._world.device.index] if on_gpu else None,
+            process_group=self._world.process_group,
         )
 
     def _precision(self) -> AbstractContextManager:
@@ -352,7 +363,7 @@ def order_of(config: VisionConfig, images: int, workers: int) -> data.Order:
     shard = config.codistill_group if config.shard_data else 0
     return data.Order(
         images=data.part(images, config.fraction, shards, shard),
-        seed=config.seed,
+        seed=config.order_seed,
         batch_size=config.batch_size,
         workers=workers,
         update_freq=config.update_freq,

@@ -27,11 +27,13 @@ class World:
         rank: of this worker, from 0.
         size: how many there are.
         device: where this one computes.
+        process_group: theirs; None for all the processes that were started together.
     """
 
     rank: int
     size: int
     device: torch.device
+    process_group: dist.ProcessGroup | None = None
 
     @property
     def leader(self) -> bool:
@@ -41,7 +43,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Give the sum over all workers; in place.  A collective."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.process_group)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
@@ -49,7 +51,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.process_group)
         return values
 
     def share_buffers(self, module: nn.Module) -> None:
@@ -59,7 +61,49 @@ class World:
         """
         if self.size > 1:
             for buffer in module.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(buffer, group=self.process_group, group_src=0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is if all groups were started together, as one world.
+
+    Attributes:
+        world: the workers of its group.
+        group: which group.
+        counterparts: the workers of the same rank, one of each group, in the groups' order.
+    """
+
+    world: World
+    group: int
+    counterparts: dist.ProcessGroup
+
+
+def divided(world: World, groups: int) -> Place:
+    """Divide all workers into groups, the first ones into the first group.  A collective.
+
+    Raises:
+        ConfigError: if they do not divide.
+    """
+    if world.size % groups:
+        raise ConfigError(
+            f"--codistill-num-groups {groups}: {world.size} worker(s) were started, which do not "
+            "divide into so many groups; with --codistill-exchange predictions start those of "
+            "all groups together, with torchrun"
+        )
+    size = world.size // groups
+    group, rank = divmod(world.rank, size)
+    # Every process takes part in making every process group, and is given the one that it is in.
+    own, _ = dist.new_subgroups_by_enumeration(
+        [[size * g + r for r in range(size)] for g in range(groups)]
+    )
+    across, _ = dist.new_subgroups_by_enumeration(
+        [[size * g + r for g in range(groups)] for r in range(size)]
+    )
+    # An integer is what a process outside all of them is given, and there is none.
+    assert isinstance(own, dist.ProcessGroup)
+    assert isinstance(across, dist.ProcessGroup)
+    return Place(World(rank, size, world.device, own), group, across)
 
 
 def size_of_world(environ: Mapping[str, str]) -> int:

@@ -1,0 +1,116 @@
+"""Algorithm 1 with the peers' own predictions: groups draw the same batches and swap logits.
+
+    theta_i[k+1] = theta_i[k] - eta_k grad_i ( L(y, f_i(x))
+                   + alpha_k / (n-1) sum_{j != i} D( f_j(x), f_i(x) ) )
+
+No peer is run: f_j(x) is what group j has computed for its own update k, in training mode (its
+batch norms use the batch's statistics, its dropout drops out), and nothing is stale.  An update
+costs batch x classes numbers from each worker to those of the other groups, and the groups
+go in step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from fairseq_codistill.codistillation.algorithm import CHANGES
+from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
+
+
+class PredictionExchange:
+    """One worker's side of it, from its group's first update to its last.
+
+    Making one is a collective of ``counterparts``; so is each call of ``term`` while alpha > 0.
+
+    Args:
+        config: checked settings, with more than one group.
+        counterparts: in the order of the groups, the one worker of each that draws the same
+            batches as this one, this one among them.
+        update: updates that this group has made.
+
+    Raises:
+        ConfigError: if the groups have made different numbers of updates.
+    """
+
+    def __init__(
+        self, config: CodistillationConfig, counterparts: dist.ProcessGroup, update: int
+    ) -> None:
+        self.alpha = 0.0
+        self._counterparts = counterparts
+        groups, own = config.codistill_num_groups, config.codistill_group
+        self._others = [j for j in range(groups) if j != own]
+        self._schedule = config.alpha_schedule()
+        self._divergence = config.divergence()
+        self._stall = 0.0
+        made = [0] * groups
+        dist.all_gather_object(made, update, group=counterparts)
+        if len(set(made)) > 1:
+            raise ConfigError(
+                "--codistill-exchange predictions: the groups go on from updates "
+                f"{', '.join(map(str, made))}, and they have to be at the same one; give each a "
+                "checkpoint of one update, or remove the checkpoints to begin anew"
+            )
+
+    @property
+    def peers(self) -> list[int]:
+        """The other groups, unless alpha is 0."""
+        return self._others if self.alpha > 0 else []
+
+    @property
+    def staleness(self) -> float:
+        """Predictions are of this very update."""
+        return 0.0
+
+    def at_boundary(self, update: int, epoch: int) -> None:
+        """Set alpha.
+
+        Args:
+            update: updates made so far.
+            epoch: the epoch, from 1, of the update that follows.
+        """
+        self.alpha = self._schedule(epoch, update)
+
+    def term(self, student: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor | None:
+        """Give the mean over the other groups of D(f_j(x), f_i(x)), without alpha.
+
+        Args:
+            student: f_i(x), logits of shape (..., classes), which the others get.
+            forward: not needed, for no peer is run.
+
+        Returns:
+            One number a row, of shape (...), or None if alpha is 0.
+        """
+        if not self.peers:
+            return None
+        own = student.detach().contiguous()
+        logits = [torch.empty_like(own) for _ in range(len(self._others) + 1)]
+        start = time.perf_counter()
+        dist.all_gather(logits, own, group=self._counterparts)
+        self._stall += time.perf_counter() - start
+        total = student.new_zeros(student.shape[:-1], dtype=torch.float32)
+        for j in self._others:
+            total = total + self._divergence(student, logits[j])
+        return total / len(self._others)
+
+    def finish(self, update: int) -> None:
+        """There is nothing to end."""
+
+    def abandon(self) -> None:
+        """There is nothing to give up."""
+
+    def take_stall(self) -> float:
+        """Give the seconds spent in swapping logits since last asked.
+
+        On a GPU the training thread goes on while they travel: there it is about 0.
+        """
+        stall, self._stall = self._stall, 0.0
+        return stall
+
+    def take_changes(self) -> dict[str, int]:
+        """Nothing can change: all peers are always there."""
+        return dict.fromkeys(CHANGES, 0)

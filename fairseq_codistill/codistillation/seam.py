@@ -1,0 +1,40 @@
+"""What an adapter asks of codistillation, however groups learn of each other's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Seam(Protocol):
+    """One group's side of codistillation: ``Codistillation`` or ``PredictionExchange``."""
+
+    alpha: float
+
+    @property
+    def peers(self) -> Sized:
+        """The live peers: those whose term counts in this update."""
+
+    @property
+    def staleness(self) -> float:
+        """Mean over the live peers of how many updates old they are; 0 if there is none."""
+
+    def at_boundary(self, update: int, epoch: int) -> None:
+        """Do what is due before an update.  A collective of the group's workers."""
+
+    def term(self, student: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor | None:
+        """Give the mean over the live peers of D(f_j(x), f_i(x)), one number a row, or None."""
+
+    def finish(self, update: int) -> None:
+        """End, after ``update`` updates."""
+
+    def abandon(self) -> None:
+        """End without having reached the end."""
+
+    def take_stall(self) -> float:
+        """Give the seconds the training thread has waited for others since last asked."""
+
+    def take_changes(self) -> dict[str, int]:
+        """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
