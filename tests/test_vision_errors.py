@@ -1,0 +1,172 @@
+"""What is wrong with settings and data is said in one sentence, before anything is written."""
+
+import shutil
+import subprocess
+
+import pytest
+from harness import LOCKSTEP, environment
+from vision_harness import CLASSES, TINY, files, launch_command, the_error, write_images
+
+from fairseq_codistill.vision.__main__ import main
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_images(tmp_path / "data", train=6, valid=2)
+
+
+def refused(capfd, *flags: object) -> str:
+    """Run the program in this process; gives the one line that it ends with."""
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, *map(str, flags)])
+    assert end.value.code == 2
+    return the_error(capfd.readouterr().err)
+
+
+def no_train(data):
+    shutil.rmtree(data / "train")
+
+
+def no_validation(data):
+    shutil.rmtree(data / "val")
+
+
+def no_classes(data):
+    shutil.rmtree(data / "val")
+    (data / "val").mkdir()
+
+
+def empty_class(data):
+    shutil.rmtree(data / "train/bee")
+    (data / "train/bee").mkdir()
+
+
+def other_classes(data):
+    shutil.rmtree(data / "val/cat")
+
+
+def no_image(data):
+    (data / "train/cat/003.png").write_text("This is not an image.")
+
+
+def no_image_in_validation(data):
+    (data / "val/cat/001.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (shutil.rmtree, "is no folder; name one with train/ and val or test/"),
+        (no_train, "has no folder train; put the training images there"),
+        (no_validation, "has no folder val or test; put the validation images into one"),
+        (no_classes, "val has no folders of classes; make one for each class"),
+        (empty_class, "the class 'bee' has no images in train; put some there, or remove"),
+        (other_classes, "train has 3 classes and val 2, and 'cat' is in one of them only"),
+        (no_image, "train/cat/003.png cannot be read (cannot identify image file); repair or"),
+        (no_image_in_validation, "val/cat/001.png cannot be read"),
+    ],
+)
+def test_data(data, tmp_path, capfd, spoil, says):
+    spoil(data)
+    said = refused(capfd, "--data", data, "--save-dir", tmp_path / "run")
+    assert said.startswith("--data")
+    assert says in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp_path, capfd):
+    path = data / "train/ape/002.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    said = refused(capfd, "--data", data, "--save-dir", tmp_path / "run")
+    assert f"the image {path} cannot be read" in said
+    assert files(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        # 18 images of training.
+        ("--batch-size 19", "--batch-size 19 needs 19 images for an update (1 worker(s), "),
+        ("--batch-size 5 --update-freq 4", "needs 20 images for an update"),
+        ("--data-fraction 1/3", "--batch-size 8 needs 8 images for an update"),
+        ("--data-fraction 3/2", "--data-fraction 3/2 is no part of a whole; give 1/4 or 0.25"),
+        ("--arch resnet51", "--arch resnet51 is unknown; choose one, as in resnet"),
+        ("--epochs 0", "--epochs 0 is too small; give 1 or more"),
+        ("--lr -1", "--lr -1.0 is out of range; give 0 or more"),
+        ("--momentum 1", "--momentum 1.0 is out of range; give 0 or more and less than 1"),
+        ("--momentum 0 --nesterov", "--nesterov needs --momentum above 0"),
+        ("--warmup-epochs 3", "--warmup-epochs 3 leaves nothing of --epochs 3"),
+        ("--lr-milestones 1,3", "--lr-milestones 1,3 does not fit --epochs 3"),
+        ("--lr-schedule cosine --lr-milestones 1", "--lr-milestones 1 means nothing with"),
+        ("--weight-decay-milestones 1", "--weight-decay-milestones 1 needs --weight-decay-sche"),
+        ("--lr-schedule cosine --weight-decay-schedule 0", "needs --weight-decay-milestones"),
+        ("--weight-decay-schedule 4,3,2,1", "has more values than there are milestones"),
+        ("--amp fp16", "--amp fp16 needs a GPU; give --amp bf16 or none on the CPU"),
+        ("--amp fp8", "--amp fp8 is unknown; choose none or fp16 or bf16"),
+        ("--restore-file nothing.pt", "--restore-file nothing.pt is not there"),
+        ("--config nothing.yaml", "--config nothing.yaml is not there; name a YAML file"),
+        ("--codistill-num-groups 2", "--codistill-dir is missing"),
+    ],
+)
+def test_settings(data, tmp_path, capfd, flags, says):
+    said = refused(capfd, "--data", data, "--save-dir", tmp_path / "run", *flags.split())
+    assert says in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epoch: 3", "sets epoch, which is no setting; see --help"),
+        ("epochs: many", "sets epochs to 'many', which it cannot be; see --help"),
+        ("nesterov: 3", "sets nesterov to 3, which it cannot be"),
+        ("- epochs", "holds no settings; write lines as in `epochs: 90`"),
+        ("epochs: [", "cannot be read ("),
+    ],
+)
+def test_recipes(data, tmp_path, capfd, text, says):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    said = refused(capfd, "--data", data, "--config", recipe, "--save-dir", tmp_path / "run")
+    assert said.startswith(f"--config {recipe} {says}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, capfd):
+    common = ["--data", data, "--save-dir", tmp_path / "run"]
+    assert main([*TINY, *map(str, common), "--epochs", "1"]) == 0
+    before = files(tmp_path / "run")
+    said = refused(capfd, *common, "--seed", "2")
+    assert said.startswith("--seed: seed is now 2, and the checkpoint ")
+    assert "--arch" in refused(capfd, *common, "--width", "8")
+    (tmp_path / "run/checkpoint_last.pt").write_bytes(b"PK torn")
+    assert "is torn" in refused(capfd, *common)
+    assert files(tmp_path / "run") == before
+
+
+def launched_with_a_fourth_class(tmp_path, *flags: str) -> tuple[int, list[str]]:
+    """Two groups, one of them with a class more; gives the status and both logs."""
+    data = write_images(tmp_path / "three", train=12, valid=2)
+    other = write_images(tmp_path / "four", train=9, valid=2, classes=CLASSES[:4])
+    options = ["--group", f"1: --data {other}"]
+    # The slower one meets the other's snapshots.
+    flags = (*flags, "--codistill-interval", "1", "--lr", "0.01", "--epochs", "6")
+    command = launch_command(data, tmp_path / "out", *flags, options=options)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    return done.returncode, [(tmp_path / f"out/group-{i}/log.txt").read_text() for i in (0, 1)]
+
+
+def test_lockstep_refuses_a_peer_with_another_number_of_classes(tmp_path):
+    status, logs = launched_with_a_fourth_class(tmp_path, *LOCKSTEP)
+    assert status != 0
+    said = [line for log in logs for line in log.splitlines() if "codistill: error" in line]
+    assert any("the same classes" in line for line in said)
+    assert not any("Traceback" in log or "train_inner" in log for log in logs)
+
+
+@pytest.mark.full
+def test_async_leaves_out_a_peer_with_another_number_of_classes(tmp_path):
+    status, logs = launched_with_a_fourth_class(tmp_path)
+    assert status == 0
+    assert any("with the same classes" in log for log in logs)
+    assert not any('"codistill_peers": "1"' in log for log in logs)
