@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from fairseq_codistill.codistillation import ConfigError
 from fairseq_codistill.vision.schedules import LearningRate, WeightDecay
-from fairseq_codistill.vision.settings import VisionConfig
+from fairseq_codistill.vision.settings import VisionConfig, parse
 
 # Goyal's schedule as the paper halves it, for batch 512, with 100 updates an epoch.
 HALVED = LearningRate(
@@ -79,3 +80,30 @@ def test_the_learning_rate_grows_with_the_batch():
 def test_milestones_by_default_are_goyals_in_proportion():
     assert VisionConfig(epochs=90).milestones == pytest.approx([30, 60, 80])
     assert VisionConfig(epochs=45).milestones == pytest.approx([15, 30, 40])
+
+
+def test_a_part_of_the_images_and_as_many_updates(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "epochs: 45\nwarmup_epochs: 2.5\nlr_milestones: [18, 38, 44]\n"
+        "weight_decay_schedule: [1e-5, 0]\ncodistill_alpha_schedule: step\n"
+        "codistill_alpha_milestones: [18, 38, 44]\nvalidate_interval: 2\n"
+    )
+    common = ["--data", "D", "--config", str(recipe)]
+    whole, part = parse(common), parse([*common, "--epochs-times", "4", "--data-fraction", "1/4"])
+    # 100 updates an epoch, or 25.
+    for update in range(0, 4500, 7):
+        for schedule in ("weight_decays", "learning_rate"):
+            images = [] if schedule == "weight_decays" else [256]
+            one, other = (getattr(config, schedule)(*images) for config in (whole, part))
+            assert other(update, 25) == pytest.approx(one(update, 100))
+        one, other = (config.alpha_schedule() for config in (whole, part))
+        # Epochs count from 1, and alpha changes between them.
+        assert other(update // 25 + 1, update) == one(update // 100 + 1, update)
+    assert (part.epochs, part.validate_interval) == (180, 8)
+
+
+def test_alpha_that_grows_with_epochs_is_not_stretched():
+    two = ["--codistill-num-groups", "2", "--codistill-dir", "E"]
+    with pytest.raises(ConfigError, match="--epochs-times 4 does not go with"):
+        parse(["--data", "D", "--epochs-times", "4", *two])

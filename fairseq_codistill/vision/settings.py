@@ -65,6 +65,11 @@ class VisionConfig(CodistillationConfig):
     )
 
     epochs: int = _flag(90, "epochs of this group's own order of its images")
+    epochs_times: int = _flag(
+        1,
+        "multiply by this whatever is told in epochs (epochs, warm-up, milestones, intervals), as "
+        "by 4 with --data-fraction 1/4: so many updates as with all images",
+    )
     max_update: Optional[int] = _flag(None, "stop after so many updates; schedules do not change")
     batch_size: int = _flag(32, "images of each worker in a forward pass")
     update_freq: int = _flag(1, "forward passes whose gradients make one update")
@@ -196,8 +201,8 @@ class VisionConfig(CodistillationConfig):
         _one_of("log-format", self.log_format, LOG_FORMATS)
         at_least = {
             0: "num-workers lr-batch save-interval-updates eval-train-images seed",
-            1: "image-size width epochs batch-size update-freq save-interval validate-interval "
-            "log-interval max-update",
+            1: "image-size width epochs epochs-times max-update batch-size update-freq "
+            "save-interval validate-interval log-interval",
         }
         for least, flags in at_least.items():
             for flag in flags.split():
@@ -218,6 +223,34 @@ class VisionConfig(CodistillationConfig):
             raise ConfigError("--nesterov needs --momentum above 0; leave out one of them")
         self._check_exchange()
         self._check_schedules()
+
+    def stretched(self) -> VisionConfig:
+        """Give the settings with all times in epochs multiplied by --epochs-times.
+
+        On 1/k of the images, k times the epochs are the same updates (paper, section 4).
+
+        Raises:
+            ConfigError: if alpha grows from epoch to epoch, for which there is no such rule.
+        """
+        times = self.epochs_times
+        if times == 1:
+            return self
+        grows = self.codistill_alpha_schedule == "geometric" and self.codistill_alpha_growth != 1
+        if grows and self.codistill_num_groups > 1:
+            raise ConfigError(
+                f"--epochs-times {times} does not go with --codistill-alpha-schedule geometric; "
+                "take constant or step, or multiply --epochs and choose the growth by hand"
+            )
+        return dataclasses.replace(
+            self,
+            epochs=self.epochs * times,
+            warmup_epochs=self.warmup_epochs * times,
+            lr_milestones=[epoch * times for epoch in self.lr_milestones],
+            weight_decay_milestones=[epoch * times for epoch in self.weight_decay_milestones],
+            codistill_alpha_milestones=[epoch * times for epoch in self.codistill_alpha_milestones],
+            save_interval=self.save_interval * times,
+            validate_interval=self.validate_interval * times,
+        )
 
     def of_group(self, group: int) -> VisionConfig:
         """Give a group's settings, if these are those of all groups, started together."""
@@ -309,7 +342,7 @@ def parse(arguments: Sequence[str]) -> VisionConfig:
     settings = {**_from_file(Path(file), parser), **said} if file is not None else said
     config = VisionConfig(**settings)
     config.check()
-    return config
+    return config.stretched()
 
 
 def as_plain(config: VisionConfig) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+# What the scripts for the paper's image experiments share: options, the arithmetic of the
+# comparison, and the lines that train.  To be sourced by a script whose head comment is its help.
+#
+# A figure is a set of runs, each with a name; figures that share a run share its folder.  A run is
+# a recipe (a file of config/vision) and flags.  As recipe.sh says of translation, what is held
+# fixed is the number of workers in all, the batch of each, and the number of updates: one model on
+# all workers against n models on 1/n of them each, for half the epochs if n is 2.  Fewer GPUs than
+# workers stand in for them by --update-freq.
+
+# shellcheck source=examples/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+
+# figure_options ARGUMENT...: reads the options of a figure's script.  Before it, the script sets
+# NAMES, the list of its runs, and the defaults of RECIPES (a folder), WORKERS (of a comparison),
+# BATCH (a worker's), GPUS, DATA, OUT and PRECISION.  Flags of training are left in EXTRA.
+figure_options() {
+    SEED=1 CPU='' DRY_RUN='' ONLY=$NAMES
+    EXTRA=() REPORTED=()
+    local given name
+    while (($#)); do
+        case $1 in
+            -h | --help) usage && exit ;;
+            --gpus | --seed | --data | --out | --precision | --only)
+                given=$(value "${@:1:2}")
+                case $1 in
+                    --gpus) GPUS=$(number "$@") ;;
+                    --seed) SEED=$(number "$@") ;;
+                    --data) DATA=$given ;;
+                    --out) OUT=$given ;;
+                    --precision) PRECISION=$given ;;
+                    --only) ONLY=$given ;;
+                esac
+                shift
+                ;;
+            --cpu) CPU=1 ;;
+            --dry-run) DRY_RUN=1 ;;
+            --) EXTRA=("${@:2}") && break ;;
+            *) die "unknown argument '$1'; --help says what there is, flags of training go after --." ;;
+        esac
+        shift
+    done
+    for name in $ONLY; do
+        [[ " $NAMES " == *" $name "* ]] || die "--only $name is unknown; the runs are: $NAMES."
+    done
+    case $PRECISION in
+        fp16 | bf16) DEVICE_FLAGS=(--amp "$PRECISION") ;;
+        fp32) DEVICE_FLAGS=() ;;
+        *) die "--precision $PRECISION is unknown; give fp16, bf16 or fp32." ;;
+    esac
+    # Half precision is for GPUs.
+    [[ -z $CPU ]] || DEVICE_FLAGS=(--cpu)
+}
+
+# all_reduce NAME LABEL RECIPE FLAG...: one model on all workers.
+all_reduce() {
+    wanted "$1" || return 0
+    MODELS=1 prepared "$@" && launched "$@"
+}
+
+# codistilled NAME LABEL RECIPE FLAG...: two models on half of the workers each.
+codistilled() {
+    wanted "$1" || return 0
+    MODELS=2 prepared "$@" && launched "$@"
+}
+
+# predicting NAME LABEL RECIPE FLAG...: the same, but they swap predictions in place of checkpoints.
+# All workers are one world then, which launch does not know.
+predicting() {
+    wanted "$1" || return 0
+    MODELS=2 prepared "$@"
+    step "$1" torchrun --standalone --nproc-per-node $((MODELS * GROUP_WORKERS)) \
+        -m fairseq_codistill.vision "${ARGUMENTS[@]}" --save-dir "$RUN" \
+        --codistill-exchange predictions --codistill-num-groups "$MODELS"
+}
+
+# figure_report NAME: the report on the runs so far, in OUT/report/NAME.
+figure_report() {
+    step "$1: report" codistill report "${REPORTED[@]}" --out "$OUT/report/$1"
+}
+
+wanted() {
+    [[ " $ONLY " == *" $1 "* ]]
+}
+
+launched() {
+    step "$1" \
+        codistill launch --groups "$MODELS" --workers-per-group "$GROUP_WORKERS" --out "$RUN" -- \
+        python -m fairseq_codistill.vision "${ARGUMENTS[@]}"
+}
+
+prepared() {
+    local name=$1 label=$2 recipe=$3
+    shift 3
+    FULL_BATCH='' work_out
+    printf '# %d model(s) on %d worker(s) each, --update-freq %d, %d images a worker and pass: ' \
+        "$MODELS" "$GROUP_WORKERS" "$UPDATE_FREQ" "$BATCH"
+    printf '%d images an update for each model\n' $((GROUP_WORKERS * UPDATE_FREQ * BATCH))
+    RUN=$OUT/$name-seed$SEED
+    ARGUMENTS=(
+        --data "$DATA" --config "$RECIPES/$recipe.yaml"
+        --batch-size "$BATCH" --update-freq "$UPDATE_FREQ" --seed "$SEED"
+        "$@" "${DEVICE_FLAGS[@]}" "${EXTRA[@]}"
+    )
+    REPORTED+=(--as "$label" "$RUN")
+}
