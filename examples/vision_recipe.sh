@@ -11,16 +11,45 @@
 # shellcheck source=examples/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 
+# common_options: their help.
+common_options() {
+    cat <<END
+
+Options:
+
+  --only LIST     runs, of: $NAMES (default: all)
+  --gpus N        GPUs in all, of this machine; they stand in for $WORKERS workers by --update-freq
+                  (default: $GPUS)
+  --data DIR      images, with train/ and val/ or test/ (default: $DATA)
+  --out DIR       checkpoints, logs, exchanges, reports (default: $OUT)
+  --seed S        of the first model (default: 1); other seeds' runs lie beside
+  --precision P   fp16, bf16 or fp32 (default: $PRECISION)
+  --cpu           CPU workers in place of GPUs; for a trial with a small model
+  --dry-run       only print the commands
+
+Run again, it passes over what is finished and goes on with what was cut off.  Flags after -- are
+those of python -m fairseq_codistill.vision; they are added to every run's and win.
+END
+}
+
+# imagenet_options ARGUMENT...: figure_options with what the figures on ImageNet have in common
+# (Goyal et al. 2017; paper, section 3): 16 GPUs with 32 images each.  The paper names no precision.
+imagenet_options() {
+    RECIPES=$EXAMPLES/config/vision/imagenet WORKERS=16 BATCH=32 GPUS=8
+    DATA=data/imagenet OUT=runs/imagenet PRECISION=fp16
+    figure_options "$@"
+}
+
 # figure_options ARGUMENT...: reads the options of a figure's script.  Before it, the script sets
 # NAMES, the list of its runs, and the defaults of RECIPES (a folder), WORKERS (of a comparison),
 # BATCH (a worker's), GPUS, DATA, OUT and PRECISION.  Flags of training are left in EXTRA.
 figure_options() {
-    SEED=1 CPU='' DRY_RUN='' ONLY=$NAMES
+    SEED=1 CPU='' DRY_RUN='' FULL_BATCH='' ONLY=$NAMES
     EXTRA=() REPORTED=()
     local given name
     while (($#)); do
         case $1 in
-            -h | --help) usage && exit ;;
+            -h | --help) usage && common_options && exit ;;
             --gpus | --seed | --data | --out | --precision | --only)
                 given=$(value "${@:1:2}")
                 case $1 in
@@ -54,21 +83,18 @@ figure_options() {
 
 # all_reduce NAME LABEL RECIPE FLAG...: one model on all workers.
 all_reduce() {
-    wanted "$1" || return 0
-    MODELS=1 prepared "$@" && launched "$@"
+    launched 1 "$@"
 }
 
 # codistilled NAME LABEL RECIPE FLAG...: two models on half of the workers each.
 codistilled() {
-    wanted "$1" || return 0
-    MODELS=2 prepared "$@" && launched "$@"
+    launched 2 "$@"
 }
 
 # predicting NAME LABEL RECIPE FLAG...: the same, but they swap predictions in place of checkpoints.
 # All workers are one world then, which launch does not know.
 predicting() {
-    wanted "$1" || return 0
-    MODELS=2 prepared "$@"
+    prepared 2 "$@" || return 0
     step "$1" torchrun --standalone --nproc-per-node $((MODELS * GROUP_WORKERS)) \
         -m fairseq_codistill.vision "${ARGUMENTS[@]}" --save-dir "$RUN" \
         --codistill-exchange predictions --codistill-num-groups "$MODELS"
@@ -79,24 +105,25 @@ figure_report() {
     step "$1: report" codistill report "${REPORTED[@]}" --out "$OUT/report/$1"
 }
 
-wanted() {
-    [[ " $ONLY " == *" $1 "* ]]
-}
-
+# launched MODELS NAME LABEL RECIPE FLAG...
 launched() {
-    step "$1" \
+    prepared "$@" || return 0
+    step "$2" \
         codistill launch --groups "$MODELS" --workers-per-group "$GROUP_WORKERS" --out "$RUN" -- \
         python -m fairseq_codistill.vision "${ARGUMENTS[@]}"
 }
 
+# prepared MODELS NAME LABEL RECIPE FLAG...: sets RUN and ARGUMENTS, and notes the run for the
+# report; fails if it is not wanted.
 prepared() {
-    local name=$1 label=$2 recipe=$3
-    shift 3
-    FULL_BATCH='' work_out
+    local name=$2 label=$3 recipe=$4
+    MODELS=$1 RUN=$OUT/$name-seed$SEED
+    shift 4
+    [[ " $ONLY " == *" $name "* ]] || return 1
+    work_out
     printf '# %d model(s) on %d worker(s) each, --update-freq %d, %d images a worker and pass: ' \
         "$MODELS" "$GROUP_WORKERS" "$UPDATE_FREQ" "$BATCH"
     printf '%d images an update for each model\n' $((GROUP_WORKERS * UPDATE_FREQ * BATCH))
-    RUN=$OUT/$name-seed$SEED
     ARGUMENTS=(
         --data "$DATA" --config "$RECIPES/$recipe.yaml"
         --batch-size "$BATCH" --update-freq "$UPDATE_FREQ" --seed "$SEED"

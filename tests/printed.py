@@ -12,10 +12,12 @@ from harness import BIN, SEED_STEP, environment
 
 import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
 from fairseq_codistill import cli
+from fairseq_codistill.vision.settings import parse
 
 REPO = Path(__file__).parent.parent
 EXAMPLES = REPO / "examples"
 DATA_SCRIPTS = REPO / "data-bin-scripts"
+VISION = "fairseq_codistill.vision"
 # Those whose arguments are not read here; what runs them for real does.
 PYTHON_SCRIPTS = {"average_checkpoints.py", "evaluate_scores.py"}
 
@@ -47,7 +49,7 @@ def printed(line: str, cwd: Path) -> list[list[str]]:
 
 
 def launched(command: list[str], monkeypatch, capsys) -> list[Namespace]:
-    """What fairseq understands of each group's first worker in a `codistill launch` command."""
+    """What each group's first worker in a `codistill launch` command understands."""
     assert command[:2] == ["codistill", "launch"]
     # GPUs or not: what is printed must not depend on this machine's.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -59,6 +61,9 @@ def launched(command: list[str], monkeypatch, capsys) -> list[Namespace]:
     parsed = []
     for worker in workers:
         words = shlex.split(worker)
+        if VISION in words:
+            parsed.append(parse(words[words.index(VISION) + 1 :]))
+            continue
         words = words[words.index("fairseq-train") + 1 :]
         parsed.append(options.parse_args_and_arch(options.get_training_parser(), words))
     return parsed
@@ -75,6 +80,8 @@ def understood(command: list[str], tmp_path: Path, monkeypatch, capsys) -> str:
         ]
     elif command[:2] == ["codistill", "report"]:
         cli._parser().parse_args(command[1:])
+    elif program == "torchrun" or command[:3] == ["python", "-m", VISION]:
+        parse(command[command.index(VISION) + 1 :])
     elif program == "fairseq-generate":
         args = options.parse_args_and_arch(options.get_generation_parser(), command[1:])
         assert args.required_batch_size_multiple == 1
