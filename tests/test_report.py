@@ -210,15 +210,17 @@ def test_restarts_by_launch_and_without_any_heading():
 def test_the_numbers_of_a_model():
     writer = Writer().start()
     writer.inner(10, loss=9, wps=100, wall=4, codistill_alpha=0, codistill_stall=0)
-    writer.valid(10, loss=7, nll_loss=3.5)
+    writer.valid(10, loss=7, nll_loss=3.5, top1=40)
     writer.inner(20, wps=300, wall=8, codistill_alpha=0.5, codistill_stall=1, codistill_staleness=4)
-    writer.valid(20, loss=6, nll_loss=2.5)
+    writer.valid(20, loss=6, nll_loss=2.5, top1=62.5)
     writer.inner(30, wps=140, wall=10, codistill_alpha=1, codistill_stall=2, codistill_staleness=-1)
-    writer.valid(33, loss=5, nll_loss=2.75)
+    writer.valid(33, loss=5, nll_loss=2.75, top1=61)
     assert table.figures(writer.log()) == table.Figures(
         best_nll=2.5,
         best_update=20,
         last_nll=2.75,
+        best_top1=62.5,
+        last_top1=61,
         updates=33,
         words_per_second=140,
         alpha=1,

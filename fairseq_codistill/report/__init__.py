@@ -15,17 +15,18 @@ keys of report.json (what is not known is null; updates and values are lists ali
   notes            sentences about what was left out or is odd
   labels           one for each line of the table:
     label, codistilled
-    spreads        over its models: best_nll, best_update, last_nll, updates,
-                   words_per_second, alpha, staleness, stall_share, seconds and
-                   restarts, each null or mean, min, max
+    spreads        over its models: best_nll, best_update, last_nll, best_top1,
+                   last_top1, updates, words_per_second, alpha, staleness,
+                   stall_share, seconds and restarts, each null or mean, min, max
     scores         sacreBLEU of each run that examples/evaluate.sh has scored:
                    run, models (a list), ensemble, weight_average, signature,
                    conditions (subset, sentences, beam, lenpen, checkpoints,
                    references)
     models         each model, that is each group of each run:
       log, run, group, seed, run_id, git_commit
-      figures      the same keys, each a number; nll in bits a token,
-                   staleness in updates, stall_share of seconds
-      curves       train_nll, train_loss, valid_nll, alpha, codistill_loss,
-                   staleness, each as logged: updates, values
+      figures      the same keys, each a number; nll in bits a token or image,
+                   top1 in percent, staleness in updates, stall_share of seconds
+      curves       train_nll, train_loss, eval_train_nll, valid_nll, valid_top1,
+                   distance, alpha, codistill_loss, staleness, each as logged:
+                   updates, values
 """

@@ -55,24 +55,39 @@ class Plot:
     rows: bool = False
 
 
-_NLL = "bits a token (NLL, base 2)"
+_NLL = "bits a token or image (NLL, base 2)"
+_TOP1 = "% of the images"
 PLOTS = (
     Plot("valid_nll", "valid_nll", "Validation NLL", _NLL, ".3f", cut=True),
     Plot(
         *("valid_nll_end", "valid_nll", "Validation NLL, second half", _NLL, ".3f"),
         second_half=True,
     ),
+    Plot("valid_top1", "valid_top1", "Validation top-1 accuracy", _TOP1, ".2f"),
+    Plot(
+        *("valid_top1_end", "valid_top1", "Validation top-1 accuracy, second half", _TOP1, ".2f"),
+        second_half=True,
+    ),
+    Plot(
+        *("eval_train_nll", "eval_train_nll"),
+        *("Training NLL, evaluated as in validation", _NLL, ".3f"),
+        cut=True,
+    ),
     Plot("train_nll", "train_nll", "Training NLL", _NLL, ".3f", smooth=True, cut=True),
     Plot(
         *("train_loss", "train_loss", "Training loss"),
-        *("bits a token, (cross-entropy + α D) / ln 2", ".3f"),
+        *("bits a token or image, (cross-entropy + α D) / ln 2", ".3f"),
         smooth=True,
         cut=True,
+    ),
+    Plot(
+        *("distance", "distance", "Distance of the parameters from where they began"),
+        *("Euclidean norm", ".3g"),
     ),
     Plot("alpha", "alpha", "α, the weight of the divergence", "α (no unit)", ".3g"),
     Plot(
         *("codistill_loss", "codistill_loss", "Divergence from the peers (codistill_loss)"),
-        *("D (mean a token, α left out)", ".3g"),
+        *("D (mean a token or image, α left out)", ".3g"),
         cut=True,
     ),
     Plot(
@@ -153,6 +168,8 @@ def summary(labels: Sequence[Label]) -> list[str]:
             text = f"no validation in {_whole(spread['updates'])} updates"
         else:
             text = f"best validation NLL {_nll(best)} at update {_whole(where)}"
+            if spread["best_top1"] is not None:
+                text += f", best top-1 {_number(spread['best_top1'], '.2f')} %"
         said.append(f"{label.name}: {models}{text}")
     return said
 
@@ -160,11 +177,13 @@ def summary(labels: Sequence[Label]) -> list[str]:
 def _main(labels: Sequence[Label]) -> Table:
     several = any(len(label.models) > 1 for label in labels)
     header = ["run", "models"] if several else ["run"]
-    header += [*("best valid NLL", "at update", "last valid NLL", "updates", "words/s")]
-    header += [*("α at the end", "staleness", "stalled", "restarts")]
+    every = [_spreads(label) for label in labels]
+    images = any(spread["best_top1"] is not None for spread in every)
+    header += [*("best valid NLL", "at update", "last valid NLL")]
+    header += ["best top-1 %", "last top-1 %"] if images else []
+    header += [*("updates", "words/s", "α at the end", "staleness", "stalled", "restarts")]
     rows = []
-    for label in labels:
-        spread = _spreads(label)
+    for label, spread in zip(labels, every, strict=True):
         restarts = spread["restarts"]
         total = "-" if restarts is None else f"{restarts.mean * len(label.models):.0f}"
         rows.append(
@@ -174,6 +193,7 @@ def _main(labels: Sequence[Label]) -> Table:
                 _nll(spread["best_nll"]),
                 _whole(spread["best_update"]),
                 _nll(spread["last_nll"]),
+                *(_number(spread[name], ".2f") for name in _top1_columns(images)),
                 _whole(spread["updates"]),
                 _rate(spread["words_per_second"]),
                 _number(spread["alpha"], ".3g"),
@@ -183,8 +203,8 @@ def _main(labels: Sequence[Label]) -> Table:
             ]
         )
     caption = (
-        "NLL in bits a token (base 2), lower is better; words/s: median over the training lines, "
-        "of all workers of a model together; staleness: mean, own update minus the peer "
+        "NLL in bits a token or image (base 2), lower is better; words/s: median over the training "
+        "lines, of all workers of a model together; staleness: mean, own update minus the peer "
         "snapshot's; stalled: share of the time in which training waited on the exchange; "
         "restarts: of all models together."
     )
@@ -194,6 +214,10 @@ def _main(labels: Sequence[Label]) -> Table:
             f"the least and the greatest. {caption}"
         )
     return Table("Runs", header, rows, 1, caption)
+
+
+def _top1_columns(images: bool) -> tuple[str, ...]:
+    return ("best_top1", "last_top1") if images else ()
 
 
 def _translations(labels: Sequence[Label]) -> list[Table]:
@@ -250,6 +274,8 @@ def _gaps(labels: Sequence[Label]) -> list[Table]:
     columns = [
         ("best valid NLL", ".3f", lambda label: values(label, "best_nll")),
         ("last valid NLL", ".3f", lambda label: values(label, "last_nll")),
+        ("best top-1 %", ".2f", lambda label: values(label, "best_top1")),
+        ("last top-1 %", ".2f", lambda label: values(label, "last_top1")),
         ("sacreBLEU, one model", ".2f", bleu),
     ]
     columns = [column for column in columns if column[2](first)]
@@ -269,7 +295,9 @@ def _gaps(labels: Sequence[Label]) -> list[Table]:
 
 
 def _models(labels: Sequence[Label]) -> Table:
+    images = any(len(series.curve(m.log, "valid_top1")) for label in labels for m in label.models)
     header = ["run", "log", "group", "seed", "best valid NLL", "at update", "last valid NLL"]
+    header += ["best top-1 %", "last top-1 %"] if images else []
     header += ["updates", "words/s", "α at the end", "staleness", "stalled", "restarts"]
     rows = []
     for label in labels:
@@ -285,6 +313,7 @@ def _models(labels: Sequence[Label]) -> Table:
                         _nll(one["best_nll"]),
                         _whole(one["best_update"]),
                         _nll(one["last_nll"]),
+                        *(_number(one[name], ".2f") for name in _top1_columns(images)),
                         _whole(one["updates"]),
                         _rate(one["words_per_second"]),
                         _number(one["alpha"], ".3g"),

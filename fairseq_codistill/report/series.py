@@ -19,6 +19,9 @@ QUANTITIES = {
     "train_nll": ("train", ("nll_loss", "loss")),
     "train_loss": ("train", ("loss",)),
     "valid_nll": ("valid", ("nll_loss", "loss")),
+    "valid_top1": ("valid", ("top1",)),
+    "eval_train_nll": ("epochs", ("eval_nll_loss",)),
+    "distance": ("epochs", ("distance",)),
     "alpha": ("train", ("codistill_alpha",)),
     "codistill_loss": ("train", ("codistill_loss",)),
     "staleness": ("train", ("codistill_staleness",)),
@@ -57,7 +60,8 @@ class Band:
 def curve(log: Log, quantity: str) -> Curve:
     """Give what a model has logged of one of ``QUANTITIES``; what is not finite is left out."""
     source, names = QUANTITIES[quantity]
-    lines: list[Line] = log.train if source == "train" else log.valid
+    sources: dict[str, list[Line]] = {"train": log.train, "epochs": log.epochs, "valid": log.valid}
+    lines = sources[source]
     found = [(line.update, _first(line, names)) for line in lines]
     kept = [(update, value) for update, value in found if value is not None and np.isfinite(value)]
     return Curve(

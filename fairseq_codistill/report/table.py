@@ -20,6 +20,8 @@ class Figures:
         best_nll: lowest validation NLL, in bits a token.
         best_update: where that was, the first time.
         last_nll: the newest validation NLL.
+        best_top1: highest top-1 accuracy in validation, in percent; of images.
+        last_top1: the newest one.
         updates: how many it has trained for.
         words_per_second: median of what the training lines say, of all workers of the model.
         alpha: the newest.
@@ -32,6 +34,8 @@ class Figures:
     best_nll: float | None
     best_update: float | None
     last_nll: float | None
+    best_top1: float | None
+    last_top1: float | None
     updates: float | None
     words_per_second: float | None
     alpha: float | None
@@ -55,6 +59,7 @@ def figures(log: Log) -> Figures:
     validated = [(nll, line.update) for line in log.valid if (nll := _nll(line)) is not None]
     finite = [one for one in validated if math.isfinite(one[0])]
     best = min(finite, default=None)
+    top1 = _all(log.valid, "top1")
     train = log.train
     seconds = _seconds(train)
     stalls = _all(train, "codistill_stall")
@@ -65,6 +70,8 @@ def figures(log: Log) -> Figures:
         best_nll=best[0] if best else None,
         best_update=best[1] if best else None,
         last_nll=validated[-1][0] if validated else None,
+        best_top1=max(top1, default=None),
+        last_top1=top1[-1] if top1 else None,
         updates=max(line.update for line in [*log.inner[-1:], *log.epochs[-1:], *log.valid[-1:]]),
         words_per_second=median(rates) if rates else None,
         alpha=alphas[-1] if alphas else None,

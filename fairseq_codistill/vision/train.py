@@ -82,8 +82,8 @@ class Trainer:
         self._folder = Path(config.save_dir)
         self._resumed_from = self._resume()
         if self._update == 0 and config.check_images:
-            paths = [path for path, _ in (*self._folders.train, *self._folders.valid)]
-            data.check_headers(paths, world)
+            own = [self._folders.train[index] for index in self._order.images]
+            data.check_headers([path for path, _ in (*own, *self._folders.valid)], world)
         self._log = logs.Log(config, world.leader)
 
     def run(self) -> None:
