@@ -11,6 +11,9 @@
 # shellcheck source=examples/recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
 
+# What work_out needs, and what the functions below note.
+FULL_BATCH='' REPORTED=()
+
 # common_options: their help.
 common_options() {
     cat <<END
@@ -44,8 +47,8 @@ imagenet_options() {
 # NAMES, the list of its runs, and the defaults of RECIPES (a folder), WORKERS (of a comparison),
 # BATCH (a worker's), GPUS, DATA, OUT and PRECISION.  Flags of training are left in EXTRA.
 figure_options() {
-    SEED=1 CPU='' DRY_RUN='' FULL_BATCH='' ONLY=$NAMES
-    EXTRA=() REPORTED=()
+    SEED=1 CPU='' DRY_RUN='' ONLY=''
+    EXTRA=()
     local given name
     while (($#)); do
         case $1 in
@@ -119,7 +122,7 @@ prepared() {
     local name=$2 label=$3 recipe=$4
     MODELS=$1 RUN=$OUT/$name-seed$SEED
     shift 4
-    [[ " $ONLY " == *" $name "* ]] || return 1
+    [[ -z $ONLY || " $ONLY " == *" $name "* ]] || return 1
     work_out
     printf '# %d model(s) on %d worker(s) each, --update-freq %d, %d images a worker and pass: ' \
         "$MODELS" "$GROUP_WORKERS" "$UPDATE_FREQ" "$BATCH"

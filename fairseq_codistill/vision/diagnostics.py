@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=128, help="(default: %(default)s)")
     parser.add_argument("--num-workers", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
+    parser.add_argument("--out", type=Path, help="write the lines here too")
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
     options = parser.parse_args(arguments)
     on_gpu = torch.cuda.is_available() and not options.cpu
@@ -97,13 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model.load_state_dict(there.model)
             loader = data.evaluation_loader(config, folders.valid, world)
             answers[path] = logits_on(model, data.batches_of(loader, world.device))
+    said: list[dict[str, Any]] = []
     for path, (logits, targets) in answers.items():
         top1 = 100 * float((logits.argmax(dim=1) == targets).double().mean())
-        print(json.dumps({"checkpoint": str(path), "images": len(targets), "top1": top1}))
+        said.append({"checkpoint": str(path), "images": len(targets), "top1": top1})
     for one, other in itertools.combinations(answers, 2):
         same = agreement(answers[one][0], answers[other][0])
-        pair = {"checkpoints": [str(one), str(other)], "agreement": same, "churn": 1 - same}
-        print(json.dumps(pair))
+        said.append({"checkpoints": [str(one), str(other)], "agreement": same, "churn": 1 - same})
+    lines = "".join(json.dumps(line) + "\n" for line in said)
+    sys.stdout.write(lines)
+    if options.out is not None:
+        options.out.write_text(lines)
     return 0
 
 
