@@ -12,6 +12,7 @@ from harness import BIN, SEED_STEP, environment
 
 import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
 from fairseq_codistill import cli
+from fairseq_codistill.vision import diagnostics
 from fairseq_codistill.vision.settings import parse
 
 REPO = Path(__file__).parent.parent
@@ -80,6 +81,8 @@ def understood(command: list[str], tmp_path: Path, monkeypatch, capsys) -> str:
         ]
     elif command[:2] == ["codistill", "report"]:
         cli._parser().parse_args(command[1:])
+    elif command[:3] == ["python", "-m", f"{VISION}.diagnostics"]:
+        diagnostics.parser().parse_args(command[3:])
     elif program == "torchrun" or command[:3] == ["python", "-m", VISION]:
         parse(command[command.index(VISION) + 1 :])
     elif program == "fairseq-generate":

@@ -11,6 +11,8 @@ import pytest
 from harness import BIN, environment
 from printed import REPO, example, printed, understood
 from test_examples import TINY
+from test_vision_examples import TINY as TINY_IMAGES
+from vision_harness import write_images
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", (REPO / "REPRODUCTION.md").read_text(), re.M | re.S)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
@@ -50,6 +52,9 @@ def scene(corpus, tmp_path_factory):
     for name in ("wmt16", "iwslt14"):
         (folder / "data" / name).mkdir(parents=True)
         shutil.copytree(corpus, folder / "data" / name / "data-bin")
+    write_images(folder / "data/imagenet", train=24, valid=3)
+    # A quarter of an eighth of them has to make a batch.
+    write_images(folder / "CIFAR10", train=120, valid=3)
     rng = random.Random(4)
     words = [
         "".join(rng.choices("abcdefghijklmnoprstuvw", k=rng.randint(2, 7))) for _ in range(300)
@@ -68,6 +73,11 @@ def scene(corpus, tmp_path_factory):
 def test_every_command_runs(line, scene):
     """In their order: the later ones need what the earlier ones make."""
     words = shlex.split(line)
+    if words[0] == "torchrun":
+        words = [words[0], "--standalone", "--nproc-per-node", "2", *words[4:]]
+        # The recipe is named as from the repository.
+        words[words.index("--config") + 1] = str(REPO / words[words.index("--config") + 1])
+        words += [*TINY_IMAGES, "--amp", "none", "--cpu"]
     if words[0] != "bash":
         command = [str(BIN / words[0]), *words[1:]]
         subprocess.run(command, cwd=scene, env=environment(), check=True, timeout=300)
@@ -82,6 +92,8 @@ def test_every_command_runs(line, scene):
         # Of eight updates there are no ten checkpoints to average.
         words[2:2] = ["--cpu", "--average", "3"]
         words[2:2] = [] if "--pair" in words else ["--pair", "de-en"]
+    elif kind(line).startswith("imagenet_"):
+        words += ["--cpu", "--gpus", "2", "--", *TINY_IMAGES]
     else:
         place = words.index("--") if "--" in words else len(words)
         flags = [*TINY, "--source-lang", "de", "--target-lang", "en", "--update-freq", "1"]

@@ -1,5 +1,6 @@
 """Recipes and scripts of the image figures: the arithmetic, every line that they print, runs."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_every_printed_command_is_understood(script, tmp_path, monkeypatch, caps
     for command in commands:
         understood(command, tmp_path, monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_experiments_are_understood(tmp_path, monkeypatch, capsys):
+    """All lines of results/vision/run.sh; each run has the updates of its kind, and its end."""
+    line = "results/vision/run.sh --data D"
+    commands = {tuple(command): command for command in printed(line, tmp_path)}
+    runs: dict[str, list] = {}
+    for command in commands.values():
+        understood(command, tmp_path, monkeypatch, capsys)
+        if command[1] == "launch":
+            name = Path(command[command.index("--out") + 1]).name
+            runs[name] = launched(command, monkeypatch, capsys)
+    assert sum(command[1] == "report" for command in commands.values()) == 9
+    assert {f"{name}-seed{s}" for name in ("all_reduce", "halved") for s in (1, 2, 3)} <= set(runs)
+    assert {f"decayed-part8-seed{seed}" for seed in (1, 2, 3)} <= set(runs)
+    for groups in runs.values():
+        for config in groups:
+            images = int(50000 * config.fraction)
+            seen = images // (config.batch_size * config.update_freq * (3 - len(groups)))
+            assert config.epochs >= 15
+            assert config.max_update is None
+            updates = seen * config.epochs * config.update_freq
+            assert 3400 <= updates <= 3510
+            assert config.milestones[-1] < config.epochs
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *(f"--only V{i}" for i in range(1, 10))])
+def test_every_figure_has_its_command(script):
+    text = (EXAMPLES.parent / "REPRODUCTION.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("bash ")]
+    wanted = script.removeprefix("--only ")
+    assert any(re.search(rf"\b{re.escape(wanted)}\b", line) for line in commands)
 
 
 @pytest.mark.parametrize("gpus", [2, 8, 16])

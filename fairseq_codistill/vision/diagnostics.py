@@ -64,18 +64,23 @@ def logits_on(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
     return torch.cat(logits), torch.cat(targets)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare checkpoints; print a JSON object for each pair, and one for each model."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Give what reads the command line."""
+    flags = argparse.ArgumentParser(
         prog="python -m fairseq_codistill.vision.diagnostics", allow_abbrev=False
     )
-    parser.add_argument("--data", required=True, help="as in training")
-    parser.add_argument("--batch-size", type=int, default=128, help="(default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="even if there is a GPU")
-    parser.add_argument("--out", type=Path, help="write the lines here too")
-    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    options = parser.parse_args(arguments)
+    flags.add_argument("--data", required=True, help="as in training")
+    flags.add_argument("--batch-size", type=int, default=128, help="(default: %(default)s)")
+    flags.add_argument("--num-workers", type=int, default=0, help="(default: %(default)s)")
+    flags.add_argument("--cpu", action="store_true", help="even if there is a GPU")
+    flags.add_argument("--out", type=Path, help="write the lines here too")
+    flags.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare checkpoints; print a JSON object for each pair, and one for each model."""
+    options = parser().parse_args(arguments)
     on_gpu = torch.cuda.is_available() and not options.cpu
     world = World(0, 1, torch.device("cuda" if on_gpu else "cpu"))
     with errors_as_sentences():
