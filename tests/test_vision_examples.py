@@ -179,3 +179,13 @@ def test_every_script_runs(script, tmp_path):
     example(f"{script} {options} {shlex.join(TINY)}", tmp_path, timeout=1500)
     figure = script.removeprefix("imagenet_").removesuffix(".sh")
     assert "top-1" in (tmp_path / f"out/report/{figure}/report.md").read_text()
+
+
+def test_the_lines_of_the_readme_are_understood(tmp_path, monkeypatch, capsys):
+    text = (EXAMPLES.parent / "README.md").read_text()
+    (section,) = re.findall(r"^## Images\n(.*?)^## ", text, re.M | re.S)
+    lines = re.findall(r"^    (\w.*?)(?<!\\)$", section, re.M | re.S)
+    assert len(lines) == 3
+    monkeypatch.chdir(EXAMPLES.parent)
+    for line in lines:
+        understood(shlex.split(line.replace("\\\n", " ")), tmp_path, monkeypatch, capsys)

@@ -37,9 +37,12 @@ def describe(config: VisionConfig, workers: int, updates_per_epoch: int | None) 
         said += f", {decay:g} after epoch {epoch:g}"
     lines.append(said)
     if groups > 1:
+        how = f"{config.codistill_mode}, every {config.codistill_interval} updates"
+        if config.swaps_predictions:
+            how = "predictions of the same batches, every update"
         lines.append(
-            f"codistillation: {config.codistill_mode}, every {config.codistill_interval} updates; "
-            f"alpha {config.codistill_alpha:g}, {config.codistill_alpha_schedule}"
+            f"codistillation: {how}; alpha {config.codistill_alpha:g}, "
+            f"{config.codistill_alpha_schedule}"
         )
     return lines
 

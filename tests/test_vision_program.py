@@ -1,0 +1,149 @@
+"""The program as a user meets it: what launch gives each group, plans, switches, diagnostics."""
+
+import json
+import re
+import shlex
+
+import pytest
+import torch
+from harness import SEED_STEP, column
+from vision_harness import CLASSES, TINY, train, write_images
+from vision_reference import images_of, resnet8
+
+from fairseq_codistill import cli
+from fairseq_codistill.vision import diagnostics
+from fairseq_codistill.vision.__main__ import main
+from fairseq_codistill.vision.settings import VisionConfig, parse
+from fairseq_codistill.vision.train import _optimizer
+
+PROGRAM = ["python", "-m", "fairseq_codistill.vision"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "data")
+
+
+def test_launch_gives_each_worker_its_place(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 7\ncpu: true\ntensorboard_logdir: T\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [*PROGRAM, "--data", "D", "--config", str(recipe), "--rank", "5"]
+    options = ["--groups", "2", "--workers-per-group", "2", "--out", str(tmp_path / "out")]
+    options += ["--group", "1: --lr 0.3", "--print"]
+    assert cli.main(["launch", *options, "--", *command[:-2]]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    assert len(shown) == 4
+    ports = set()
+    for place, line in enumerate(shown):
+        group, rank = divmod(place, 2)
+        words = shlex.split(line)
+        variables = dict(
+            word.split("=", 1) for word in words[: words.index("python")] if "=" in word
+        )
+        assert (variables["RANK"], variables["LOCAL_RANK"]) == (str(rank), str(rank))
+        assert variables["WORLD_SIZE"] == "2"
+        ports.add((group, variables["MASTER_PORT"]))
+        config = parse(words[words.index("fairseq_codistill.vision") + 1 :])
+        assert (config.codistill_group, config.codistill_num_groups) == (group, 2)
+        assert config.seed == 7 + SEED_STEP * group
+        assert config.save_dir == str(tmp_path / f"out/group-{group}")
+        assert config.tensorboard_logdir == f"T/group-{group}"
+        assert config.codistill_dir == str(tmp_path / "out/exchange")
+        assert config.lr == (0.3 if group else 0.1)
+    assert len(ports) == 2
+
+
+def test_a_dry_run_says_what_so_many_workers_do(data, tmp_path, capsys):
+    flags = ["--save-dir", tmp_path / "run", "--batch-size", 5, "--update-freq", 2, "--lr-batch", 8]
+    flags += ["--weight-decay-schedule", "1e-5,0", "--dry-run", 3]
+    assert main([*TINY, "--data", str(data), *map(str, flags)]) == 0
+    said = capsys.readouterr().out
+    # 60 images.
+    assert "3 worker(s) x 5 images x --update-freq 2 = 30 images an update for each model" in said
+    assert "2 an epoch, 6 in all for each model" in said
+    assert "learning rate: goyal, 0.1875, times 0.1 after epochs 1, 2, 2.66667; 3 epochs" in said
+    assert "weight decay: 0.0001, 1e-05 after epoch 1, 0 after epoch 2" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_schedules_are_those_that_are_set(data, tmp_path):
+    # 7 updates an epoch.
+    flags = ["--lr", "0.07", "--warmup-epochs", "1", "--lr-milestones", "2"]
+    run = train(data, tmp_path, *flags, "--weight-decay", "4e-4", "--weight-decay-schedule", "1e-4")
+    rates = [0.01 * update for update in range(7)] + [0.07] * 7 + [0.007] * 7
+    assert column(run.lines(), "lr") == pytest.approx(rates, rel=1e-5)
+    assert column(run.lines(), "weight_decay") == pytest.approx([4e-4] * 14 + [1e-4] * 7)
+    assert column(run.lines("train"), "distance") == sorted(column(run.lines("train"), "distance"))
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_norms_without_weight_decay(norms):
+    config = VisionConfig(norm_weight_decay=norms)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    decaying = [group["decays"] for group in _optimizer(model, config).param_groups]
+    sizes = [len(group["params"]) for group in _optimizer(model, config).param_groups]
+    assert (decaying, sizes) == (([True], [4]) if norms else ([True, False], [2, 2]))
+
+
+def test_the_switches_go_together(data, tmp_path):
+    flags = ["--amp", "bf16", "--channels-last", "--update-freq", "2", "--zero-init-gamma"]
+    flags += ["--label-smoothing", "0.1", "--no-norm-weight-decay", "--nesterov", "--data-fraction"]
+    flags += ["0.5", "--eval-train-images", "10", "--lr-schedule", "cosine", "--epochs", "4"]
+    run = train(data, tmp_path, *flags)
+    lines = run.lines("train")
+    assert [line["num_updates"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["loss"] > line["nll_loss"] or line["nll_loss"] > 2 for line in lines)
+    assert "eval_nll_loss" in lines[-1]
+    assert run.weights()["conv1.weight"].dtype == torch.float32
+
+
+@pytest.mark.full
+def test_compiled_it_learns_the_same(data, tmp_path):
+    plain = train(data, tmp_path / "plain", "--epochs", "1")
+    compiled = train(data, tmp_path / "compiled", "--epochs", "1", "--compile")
+    losses = column(compiled.lines(), "loss")
+    assert losses == pytest.approx(column(plain.lines(), "loss"), rel=1e-3)
+    assert compiled.weights().keys() == plain.weights().keys()
+
+
+def test_tensorboard_has_the_values_of_the_log(data, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(data, tmp_path / "run", "--tensorboard-logdir", str(tmp_path / "T"))
+    events = reader.EventAccumulator(str(tmp_path / "T/valid")).Reload()
+    values = [event.value for event in events.Scalars("top1")]
+    assert values == pytest.approx(column(run.lines("valid"), "top1"), rel=1e-5)
+
+
+def test_agreement_of_two_models(tmp_path, capsys):
+    data = write_images(tmp_path / "data", train=12, valid=9, classes=CLASSES[:4])
+    paths = []
+    for seed in ("1", "2"):
+        run = train(data, tmp_path / seed, "--seed", seed, "--augmentation", "none")
+        paths.append(run.folder / "checkpoint_last.pt")
+    out = tmp_path / "out.jsonl"
+    flags = ["--data", str(data), "--cpu", "--out", str(out), *map(str, paths)]
+    assert diagnostics.main(flags) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert out.read_text() in capsys.readouterr().out
+    images, targets = images_of(data / "val")
+    answers = []
+    for path, line in zip(paths, lines, strict=False):
+        state = torch.load(path, weights_only=True)["model"]
+        state = {name: tensor.double() for name, tensor in state.items()}
+        answers.append(resnet8(images, state, None).argmax(dim=1))
+        top1 = 100 * (answers[-1] == targets).double().mean().item()
+        assert line == {"checkpoint": str(path), "images": 36, "top1": pytest.approx(top1)}
+    same = (answers[0] == answers[1]).double().mean().item()
+    assert 0 < same < 1
+    assert lines[2]["agreement"] == pytest.approx(same)
+    assert lines[2]["churn"] == pytest.approx(1 - same)
+
+
+def test_the_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    flags = set(re.findall(r"--[a-z0-9-]+", said))
+    names = {f"--{name.replace('_', '-')}" for name in vars(VisionConfig())}
+    assert names <= flags
