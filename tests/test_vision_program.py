@@ -28,10 +28,10 @@ def test_launch_gives_each_worker_its_place(tmp_path, monkeypatch, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed: 7\ncpu: true\ntensorboard_logdir: T\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    command = [*PROGRAM, "--data", "D", "--config", str(recipe), "--rank", "5"]
+    command = [*PROGRAM, "--data", "D", "--config", str(recipe)]
     options = ["--groups", "2", "--workers-per-group", "2", "--out", str(tmp_path / "out")]
     options += ["--group", "1: --lr 0.3", "--print"]
-    assert cli.main(["launch", *options, "--", *command[:-2]]) == 0
+    assert cli.main(["launch", *options, "--", *command]) == 0
     shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
     assert len(shown) == 4
     ports = set()
@@ -93,7 +93,8 @@ def test_the_switches_go_together(data, tmp_path):
     run = train(data, tmp_path, *flags)
     lines = run.lines("train")
     assert [line["num_updates"] for line in lines] == [1, 2, 3, 4]
-    assert all(line["loss"] > line["nll_loss"] or line["nll_loss"] > 2 for line in lines)
+    # The loss is the smoothed one.
+    assert all(line["loss"] != line["nll_loss"] for line in lines)
     assert "eval_nll_loss" in lines[-1]
     assert run.weights()["conv1.weight"].dtype == torch.float32
 
