@@ -97,6 +97,7 @@ def test_a_kill_at_a_random_update_changes_no_bit(data, tmp_path, unkilled, grou
     assert all(again[name] == digest for name, digest in unkilled[1].items())
 
 
+@pytest.mark.full
 def test_a_torn_checkpoint_is_noticed_by_launch(data, tmp_path, unkilled):
     out = tmp_path / "out"
     launch = start(data, out)
@@ -111,7 +112,10 @@ def test_a_torn_checkpoint_is_noticed_by_launch(data, tmp_path, unkilled):
 
 
 # Dropout, and two workers with statistics of their own; both stopped within an epoch.
-@pytest.mark.parametrize(("arch", "workers"), [("squeezenet1_1", 1), ("resnet8_cifar", 2)])
+@pytest.mark.parametrize(
+    ("arch", "workers"),
+    [("squeezenet1_1", 1), pytest.param("resnet8_cifar", 2, marks=pytest.mark.full)],
+)
 def test_a_run_in_two_parts_equals_one(data, tmp_path, arch, workers):
     flags = ["--arch", arch, "--image-size", "24", "--batch-size", "4", "--epochs", "2"]
     flags += ["--eval-train-images", "7", "--save-interval-updates", "3", "--lr", "0.01"]

@@ -55,7 +55,7 @@ def test_on_cifar10_mini(tmp_path):
     assert_the_same(train_folder.parent, tmp_path, 32)
 
 
-@pytest.mark.parametrize("mode", ["async", "lockstep"])
+@pytest.mark.parametrize("mode", ["async", pytest.param("lockstep", marks=pytest.mark.full)])
 def test_alpha_0_is_training_alone_for_each_group(tmp_path, mode):
     data = write_images(tmp_path / "data")
     flags = [*LOCKSTEP, "--codistill-mode", mode, "--codistill-interval", "2"]

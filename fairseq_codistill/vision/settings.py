@@ -375,6 +375,8 @@ def _add(parser: argparse.ArgumentParser, one: dataclasses.Field, kind: Any) -> 
     help = one.metadata["help"].replace("%", "%%")
     if one.default is not dataclasses.MISSING and one.default not in (None, "", False, True):
         help += f" (default: {one.default})"
+    if one.default is True:
+        help += " (default: on)"
     if one.name == "dry_run":
         parser.add_argument(flag, nargs="?", type=_count, const=0, metavar="WORKERS", help=help)
     elif kind is bool:
