@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,35 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def write(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint; a reader finds the one before or this one, and never a part."""
+def _at_once() -> None:
+    """Wait for nothing."""
+
+
+def write(checkpoint: Checkpoint, path: Path, ready: Callable[[], None] = _at_once) -> None:
+    """Write a checkpoint; a reader finds the one before or this one, and never a part.
+
+    Args:
+        checkpoint: what to write.
+        path: where.
+        ready: called once the file is whole, before it takes its name.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         torch.save({"format": FORMAT, **vars(checkpoint)}, file)
         file.flush()
         os.fsync(file.fileno())
+    ready()
     os.replace(temporary, path)
 
 
-def copy(source: Path, target: Path) -> None:
-    """Give a checkpoint a second name, which it keeps when the first gets another content."""
+def copy(source: Path, target: Path, ready: Callable[[], None] = _at_once) -> None:
+    """Give a checkpoint a second name, which it keeps when the first gets another content.
+
+    Args:
+        source: the checkpoint.
+        target: the second name.
+        ready: as for ``write``.
+    """
     temporary = target.with_name(f"{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -83,6 +101,7 @@ def copy(source: Path, target: Path) -> None:
     except OSError:
         # Not every file system has links.
         temporary.write_bytes(source.read_bytes())
+    ready()
     os.replace(temporary, target)
 
 

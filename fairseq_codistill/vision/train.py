@@ -281,9 +281,14 @@ class Trainer:
         if better:
             checkpoint.write(state, self._folder / checkpoint.BEST)
         if better and last:
-            checkpoint.copy(self._folder / checkpoint.BEST, self._folder / LAST)
+            checkpoint.copy(self._folder / checkpoint.BEST, self._folder / LAST, self._meet)
         elif last:
-            checkpoint.write(state, self._folder / LAST)
+            checkpoint.write(state, self._folder / LAST, self._meet)
+
+    def _meet(self) -> None:
+        """Wait for the other groups, if they go in step: they go on from one update together."""
+        if self._counterparts is not None:
+            dist.barrier(group=self._counterparts)
 
     def _resume(self) -> Path | None:
         """Go on from a checkpoint, if there is one; give its path."""
