@@ -167,18 +167,13 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# One of them always: two runs, and their report.
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(s, marks=[pytest.mark.full] * (s != "imagenet_figure1.sh")) for s in SCRIPTS],
-)
-def test_every_script_runs(script, tmp_path):
+# The others run with --full, in test_reproduction.py.
+def test_a_script_runs(tmp_path):
+    """Two runs, and their report."""
     write_images(tmp_path / "data", train=24, valid=3)
-    options = "--cpu --gpus 2 --data data --out out --"
-    # Whatever the figure's runs differ in: its flags stand before these.
-    example(f"{script} {options} {shlex.join(TINY)}", tmp_path, timeout=1500)
-    figure = script.removeprefix("imagenet_").removesuffix(".sh")
-    assert "top-1" in (tmp_path / f"out/report/{figure}/report.md").read_text()
+    line = f"imagenet_figure1.sh --cpu --gpus 2 --data data --out out -- {shlex.join(TINY)}"
+    example(line, tmp_path)
+    assert "top-1" in (tmp_path / "out/report/figure1/report.md").read_text()
 
 
 def test_the_lines_of_the_readme_are_understood(tmp_path, monkeypatch, capsys):
