@@ -22,8 +22,8 @@
 #   V8  alpha (Figure 13): 5 runs
 #   V9  predictions against checkpoints: 1 run beside those of V2
 #
-# Some hours on two cores; README.md has how many.  Run again, it passes over what is finished and
-# goes on with what was cut off.  Checkpoint exchange is in lockstep, and everything in float32 on
+# About six hours on two cores.  Run again, it passes over what is finished and goes on with what was
+# cut off.  Checkpoint exchange is in lockstep, and everything in float32 on
 # one thread a worker, so that the same command gives the same numbers on the same kind of machine.
 set -euo pipefail
 
