@@ -54,6 +54,17 @@ def test_launch_gives_each_worker_its_place(tmp_path, monkeypatch, capsys):
     assert len(ports) == 2
 
 
+@pytest.mark.parametrize("text", ["- a\n- b\n", "seed: [", None])
+def test_launch_leaves_a_bad_recipe_to_the_program(text, tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    if text is not None:
+        recipe.write_text(text)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = ["--groups", "2", "--out", str(tmp_path / "out"), "--print", "--"]
+    assert cli.main(["launch", *options, *PROGRAM, "--config", str(recipe)]) == 0
+    assert f"--seed {1 + SEED_STEP} " in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_so_many_workers_do(data, tmp_path, capsys):
     flags = ["--save-dir", tmp_path / "run", "--batch-size", 5, "--update-freq", 2, "--lr-batch", 8]
     flags += ["--weight-decay-schedule", "1e-5,0", "--dry-run", 3]

@@ -124,12 +124,14 @@ class Vision(Flags):
     def read_default(self, key: str) -> str | None:
         """Look ``key`` up in the YAML file that ``--config`` names."""
         name = self.read(self.arguments, "config")
-        # The program itself says so if the file is not there.
-        if name is None or not Path(name).is_file():
+        if name is None:
             return None
         from omegaconf import OmegaConf  # not needed for --help
 
-        value = OmegaConf.load(name).get(key.rpartition(".")[2])
+        try:
+            value = OmegaConf.load(name).get(key.rpartition(".")[2])
+        except Exception:  # noqa: BLE001 - the program itself says what is wrong with the file
+            return None
         return None if value is None else str(value)
 
 
