@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from harness import LOCKSTEP, environment
-from vision_harness import CLASSES, TINY, files, launch_command, the_error, write_images
+from vision_harness import CLASSES, TINY, files, launch_command, refused, write_images
 
 from fairseq_codistill.vision.__main__ import main
 
@@ -13,14 +13,6 @@ from fairseq_codistill.vision.__main__ import main
 @pytest.fixture
 def data(tmp_path):
     return write_images(tmp_path / "data", train=6, valid=2)
-
-
-def refused(capfd, *flags: object) -> str:
-    """Run the program in this process; gives the one line that it ends with."""
-    with pytest.raises(SystemExit) as end:
-        main([*TINY, *map(str, flags)])
-    assert end.value.code == 2
-    return the_error(capfd.readouterr().err)
 
 
 def no_train(data):

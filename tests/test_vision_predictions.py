@@ -3,7 +3,7 @@
 import pytest
 import torch
 from harness import SEED_STEP, Run, column, distance
-from vision_harness import PROGRAM, TINY, run_once, run_workers, the_error, write_images
+from vision_harness import PROGRAM, TINY, refused, run_workers, write_images
 from vision_reference import ARCH, algorithm_1
 
 from fairseq_codistill.vision import models
@@ -94,9 +94,7 @@ def test_a_run_in_two_parts_equals_one(tmp_path):
         ("--codistill-num-groups 2 --codistill-peer-dropout", "means nothing with"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, flags, says):
+def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, capfd, flags, says):
     predictions = ["--codistill-exchange", "predictions", *flags.split()]
-    done = run_once("--data", str(tmp_path), "--cpu", "--save-dir", "new", *predictions)
-    assert done.returncode == 2
-    assert says in the_error(done.stderr)
+    assert says in refused(capfd, "--data", tmp_path, "--save-dir", tmp_path / "new", *predictions)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from harness import BIN, Run, environment
 from PIL import Image
@@ -111,17 +112,18 @@ def launch(data: Path, out: Path, *flags: str, groups: int = 2, **more) -> list[
     return [Run(folder, (folder / "log.txt").read_text()) for folder in folders]
 
 
-def run_once(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the program, whatever becomes of it."""
-    return subprocess.run(
-        [*PROGRAM, *arguments], capture_output=True, text=True, env=environment(), timeout=300
-    )
-
-
 def the_error(text: str) -> str:
     """The one line that tells what is wrong."""
     (line,) = re.findall(r"^codistill: error: (.*)$", text, re.M)
     return line
+
+
+def refused(capfd, *flags: object) -> str:
+    """Run the program within this process; gives the one line with which it refuses."""
+    with pytest.raises(SystemExit) as end:
+        main([*TINY, *map(str, flags)])
+    assert end.value.code == 2
+    return the_error(capfd.readouterr().err)
 
 
 def files(folder: Path) -> list[str]:
