@@ -98,3 +98,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, capfd, flags, says):
     predictions = ["--codistill-exchange", "predictions", *flags.split()]
     assert says in refused(capfd, "--data", tmp_path, "--save-dir", tmp_path / "new", *predictions)
     assert not list(tmp_path.iterdir())
+
+
+def test_launch_is_the_wrong_way_to_start(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("CODISTILL_NONCE", "n")
+    predictions = ["--codistill-exchange", "predictions", "--codistill-num-groups", "2"]
+    said = refused(capfd, "--data", tmp_path, "--save-dir", tmp_path / "new", *predictions)
+    assert "codistill launch starts each group by itself" in said

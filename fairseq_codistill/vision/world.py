@@ -79,12 +79,18 @@ class Place:
     counterparts: dist.ProcessGroup
 
 
-def divided(world: World, groups: int) -> Place:
+def divided(world: World, groups: int, environ: Mapping[str, str] = os.environ) -> Place:
     """Divide all workers into groups, the first ones into the first group.  A collective.
 
     Raises:
-        ConfigError: if they do not divide.
+        ConfigError: if they do not divide, or are of one group alone.
     """
+    # What launch tells each of its groups.
+    if "CODISTILL_NONCE" in environ:
+        raise ConfigError(
+            "--codistill-exchange predictions: codistill launch starts each group by itself, and "
+            "these groups are one world; start the workers of all together, with torchrun"
+        )
     if world.size % groups:
         raise ConfigError(
             f"--codistill-num-groups {groups}: {world.size} worker(s) were started, which do not "
