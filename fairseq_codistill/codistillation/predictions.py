@@ -20,12 +20,13 @@ from torch import distributed as dist
 
 from fairseq_codistill.codistillation.algorithm import CHANGES
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
+from fairseq_codistill.objective import Output, as_logits
 
 
 class PredictionExchange:
     """One worker's side of it, from its group's first update to its last.
 
-    Making one is a collective of ``counterparts``; so is each call of ``term`` while alpha > 0.
+    Making one is a collective of ``counterparts``; so is each call of ``term`` while ``weight`` > 0.
 
     Args:
         config: checked settings, with more than one group.
@@ -41,6 +42,8 @@ class PredictionExchange:
         self, config: CodistillationConfig, counterparts: dist.ProcessGroup, update: int
     ) -> None:
         self.alpha = 0.0
+        self._update = update
+        self._every = config.codistill_every
         self._counterparts = counterparts
         groups, own = config.codistill_num_groups, config.codistill_group
         self._others = [j for j in range(groups) if j != own]
@@ -62,6 +65,11 @@ class PredictionExchange:
         return self._others if self.alpha > 0 else []
 
     @property
+    def weight(self) -> float:
+        """What ``term`` counts with in this update, as for ``Codistillation``."""
+        return 0.0 if self._update % self._every else self.alpha * self._every
+
+    @property
     def staleness(self) -> float:
         """Predictions are of this very update."""
         return 0.0
@@ -73,20 +81,22 @@ class PredictionExchange:
             update: updates made so far.
             epoch: the epoch, from 1, of the update that follows.
         """
+        self._update = update
         self.alpha = self._schedule(epoch, update)
 
-    def term(self, student: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor | None:
-        """Give the mean over the other groups of D(f_j(x), f_i(x)), without alpha.
+    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
+        """Give the mean over the other groups of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
-            student: f_i(x), logits of shape (..., classes), which the others get.
+            student: f_i(x), of which the others get the logits, of shape (..., classes).
             forward: not needed, for no peer is run.
 
         Returns:
-            One number a row, of shape (...), or None if alpha is 0.
+            One number a row, of shape (...), or None if ``weight`` is 0.
         """
-        if not self.peers:
+        if not self.weight:
             return None
+        student = as_logits(student)
         own = student.detach().contiguous()
         logits = [torch.empty_like(own) for _ in range(len(self._others) + 1)]
         start = time.perf_counter()

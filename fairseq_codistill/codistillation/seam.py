@@ -7,11 +7,17 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from fairseq_codistill.objective import Output
+
 
 class Seam(Protocol):
     """One group's side of codistillation: ``Codistillation`` or ``PredictionExchange``."""
 
     alpha: float
+
+    @property
+    def weight(self) -> float:
+        """What ``term`` counts with in this update."""
 
     @property
     def peers(self) -> Sized:
@@ -24,7 +30,7 @@ class Seam(Protocol):
     def at_boundary(self, update: int, epoch: int) -> None:
         """Do what is due before an update.  A collective of the group's workers."""
 
-    def term(self, student: Tensor, forward: Callable[[nn.Module], Tensor]) -> Tensor | None:
+    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
         """Give the mean over the live peers of D(f_j(x), f_i(x)), one number a row, or None."""
 
     def finish(self, update: int) -> None:

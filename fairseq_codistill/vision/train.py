@@ -219,7 +219,7 @@ class Trainer:
             if codistillation is not None:
                 rows = codistillation.term(logits, lambda peer: peer(inputs))
             if codistillation is not None and rows is not None:
-                loss = loss + codistillation.alpha * rows.mean()
+                loss = loss + codistillation.weight * rows.mean()
         count = len(targets)
         self._meters.sums.add_batch(
             loss=loss.detach() * count,
