@@ -26,7 +26,7 @@ from fairseq_codistill.objective import Output, as_logits
 class PredictionExchange:
     """One worker's side of it, from its group's first update to its last.
 
-    Making one is a collective of ``counterparts``; so is each call of ``term`` while ``weight`` > 0.
+    Making one is a collective of ``counterparts``; so is each ``term`` while ``weight`` > 0.
 
     Args:
         config: checked settings, with more than one group.
