@@ -98,7 +98,8 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--restore-file nothing.pt", "--restore-file nothing.pt is not there"),
         ("--config nothing.yaml", "--config nothing.yaml is not there; name a YAML file"),
         ("--codistill-num-groups 2", "--codistill-dir is missing"),
-        ("--codistill-head factored", "--codistill-head factored is for large output layers"),
+        ("--codistill-head factored", "--codistill-head factored is for large vocabularies"),
+        ("--codistill-fused-ce", "--codistill-fused-ce is for large vocabularies"),
     ],
 )
 def test_settings(data, tmp_path, capfd, flags, says):

@@ -221,11 +221,15 @@ class VisionConfig(CodistillationConfig):
                 )
         if self.nesterov and self.momentum == 0:
             raise ConfigError("--nesterov needs --momentum above 0; leave out one of them")
-        if self.codistill_head == "factored":
-            raise ConfigError(
-                "--codistill-head factored is for large output layers, and is not there for images; "
-                "leave it out"
-            )
+        for flag, there in (
+            ("head factored", self.codistill_head == "factored"),
+            ("fused-ce", self.codistill_fused_ce),
+        ):
+            if there:
+                raise ConfigError(
+                    f"--codistill-{flag} is for large vocabularies, and images have none; leave it "
+                    "out"
+                )
         self._check_exchange()
         self._check_schedules()
 
