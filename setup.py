@@ -31,7 +31,14 @@ EXTRAS = {
     "s3": ["s3fs>=2024.6"],
     "data": DATA,
     "test": [
-        *["pytest>=8", "pytest-timeout", "hypothesis>=6", "ctranslate2>=4.5", "build"],
+        *[
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis>=6",
+            "ctranslate2>=4.5",
+            "build",
+        ],
         *DATA,
         # With s3fs beside it: both pin botocore, and pip must choose for both at once.
         *["moto[server]>=5", "s3fs>=2024.6"],

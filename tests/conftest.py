@@ -1,11 +1,20 @@
 """Fixtures shared by the tests: a small corpus, binarised once."""
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# What nohup, or a shell's &, had the tests ignore is not theirs to pass on to what they start.
+for _number, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 NOUNS = {"Hund": "dog", "Mann": "man", "Baum": "tree", "Ball": "ball", "Weg": "path", "Tag": "day"}
 VERBS = {"sieht": "sees", "findet": "finds", "kennt": "knows", "nimmt": "takes"}

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 # For tests of networks, by RFC 2544: nobody's real address.
 _NETWORK = "198.18"
@@ -52,15 +53,37 @@ class Host:
         """Put the plug back."""
         _run("ip", "link", "set", self.line, "up")
 
+    @property
+    def own_address(self) -> str:
+        """Where we, and others that it sees, reach it."""
+        return self.address.removesuffix(".1") + ".2"
+
+    def bytes_on_the_line(self) -> int:
+        """What has gone through its line so far, both ways."""
+        folder = Path("/sys/class/net", self.line, "statistics")
+        return sum(int((folder / name).read_text()) for name in ("rx_bytes", "tx_bytes"))
+
 
 @contextlib.contextmanager
-def hosts(count: int, megabits: int, delay_ms: int) -> Iterator[list[Host]]:
+def hosts(
+    count: int, megabits: float | None, delay_ms: int = 0, meet: bool = False
+) -> Iterator[list[Host]]:
     """Make hosts whose lines are so fast and so long; remove them whatever happens.
 
     A kernel that cannot delay packets only limits the rate.
+
+    Args:
+        count: how many.
+        megabits: a second, each way; None for as fast as it goes.
+        delay_ms: of a packet, each way.
+        meet: whether they see each other, through us.
     """
     made: list[Host] = []
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    before = forwarding.read_text()
     try:
+        if meet:
+            forwarding.write_text("1")
         for i in range(count):
             # A name of an interface has at most 15 characters.
             host = Host(f"codistill-{os.getpid()}-{i}", f"cd{os.getpid()}-{i}", f"{_NETWORK}.{i}.1")
@@ -74,17 +97,22 @@ def hosts(count: int, megabits: int, delay_ms: int) -> Iterator[list[Host]]:
             _run(*there, "addr", "add", f"{_NETWORK}.{i}.2/24", "dev", "eth0")
             _run(*there, "link", "set", "eth0", "up")
             _run(*there, "link", "set", "lo", "up")
-            _slow(["tc"], host.line, megabits, delay_ms)
-            _slow(["tc", "-n", host.name], "eth0", megabits, delay_ms)
+            if meet:
+                _run(*there, "route", "add", "default", "via", host.address)
+            if megabits is not None:
+                _slow(["tc"], host.line, megabits, delay_ms)
+                _slow(["tc", "-n", host.name], "eth0", megabits, delay_ms)
         yield made
     finally:
+        if meet:
+            forwarding.write_text(before)
         for host in made:
             # Its line goes with it, both ends.
             subprocess.run(["ip", "netns", "del", host.name], check=False)
             subprocess.run(["ip", "link", "del", host.line], check=False, capture_output=True)
 
 
-def _slow(tc: list[str], line: str, megabits: int, delay_ms: int) -> None:
+def _slow(tc: list[str], line: str, megabits: float, delay_ms: int) -> None:
     rate = ["rate", f"{megabits}mbit"]
     qdisc = [*tc, "qdisc", "add", "dev", line, "root"]
     delayed = [*qdisc, "netem", "delay", f"{delay_ms}ms", *rate]

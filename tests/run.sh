@@ -2,7 +2,8 @@
 # Run the tests:  bash tests/run.sh [--full] [pytest arguments]
 #
 # Uses the active virtual environment; if none is active, makes .test-env beside the project and
-# installs into it (several GB: torch from the package registry).  --full adds the long tests.
+# installs into it (several GB: torch from the package registry).  --full adds the long tests, and
+# runs all of them one after the other; otherwise two files run side by side (-n 0: they do not).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,4 +37,9 @@ ruff format --check .
 echo "== mypy"
 mypy
 echo "== pytest"
-exec python -m pytest --durations=25 "$@"
+# In the order of their names, so that the longest test, of chaos, is not the last.
+side_by_side=(-n 2 --dist loadfile --no-loadscope-reorder)
+for argument in "$@"; do
+    if [ "$argument" = --full ]; then side_by_side=(-n 0); fi
+done
+exec python -m pytest --durations=25 "${side_by_side[@]}" "$@"

@@ -66,7 +66,7 @@ def assert_plain(value, where="state"):
     [
         ("transformer_iwslt_de_en", [*SMALL, "--share-all-embeddings"]),
         # The name of the architecture is here also that of a model with a dataclass.
-        ("transformer", [*SMALL, "--label-smoothing", "0.1"]),
+        pytest.param("transformer", [*SMALL, "--label-smoothing", "0.1"], marks=pytest.mark.full),
         pytest.param("lstm", SMALL_LSTM, marks=pytest.mark.full),
         pytest.param("lightconv_iwslt_de_en", SMALL_LIGHTCONV, marks=pytest.mark.full),
     ],

@@ -43,8 +43,6 @@ class Supervisor:
             [sys.executable, str(script), str(folder), *commands],
             stdout=subprocess.PIPE,
             text=True,
-            # What nohup gave these tests is not theirs to pass on.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def send(self, number: int) -> None:

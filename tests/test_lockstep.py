@@ -21,7 +21,10 @@ def test_two_runs_end_with_the_same_bits(corpus, tmp_path, unbroken):
     assert not equal(runs[0].weights(), runs[1].weights())
 
 
-@pytest.mark.parametrize("stop", [10, 13], ids=["on-a-multiple-of-T", "off"])
+@pytest.mark.parametrize(
+    "stop",
+    [pytest.param(10, id="on-a-multiple-of-T", marks=pytest.mark.full), pytest.param(13, id="off")],
+)
 def test_a_resumed_run_equals_an_unbroken_one(corpus, tmp_path, unbroken, stop):
     workers, runs = unbroken
     launch(corpus, tmp_path, *FLAGS, "--max-update", str(stop), workers=workers)

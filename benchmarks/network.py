@@ -1,0 +1,197 @@
+"""Words a second of two hosts of one core each, over slower and slower lines.
+
+python benchmarks/network.py --data DATA_BIN --megabits 0 1000 100 10
+
+DATA_BIN is what examples/quickstart.sh leaves in quickstart/data/data-bin.  Needs root, ip and tc:
+the hosts are network namespaces.  all_reduce is one fairseq-train over both hosts; codistillation
+is one of each host, which have nothing in common but an S3 server on our side of the lines.
+Beside words a second, what went through a host's line for each of its updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import measure
+
+ROOT = Path(__file__).parent.parent
+# Hosts and the S3 server are those of the tests.
+sys.path.append(str(ROOT / "tests"))
+from hosts import Host, hosts, why_not  # noqa: E402
+from servers import S3Server, s3_server  # noqa: E402
+
+MODEL = """
+    --source-lang de --target-lang en --arch transformer --encoder-layers 3 --decoder-layers 3
+    --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512
+    --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4
+    --share-all-embeddings --dropout 0.1 --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0
+    --lr 0.001 --max-tokens 1250 --required-batch-size-multiple 1 --num-workers 0
+    --max-update 1000000 --disable-validation --no-save --log-format json --log-interval 10 --cpu
+""".split()
+PLAIN = "--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1".split()
+CODISTILLED = [
+    *["--user-dir", str(ROOT / "fairseq_codistill"), "--task", "codistill_translation"],
+    *["--criterion", "codistill_cross_entropy", "--codistill-num-groups", "2"],
+]
+SEED_STEP = 1000003
+PORT = 29511
+# The first updates allocate memory, and codistillation waits for its first peer.
+WARM_UP_SECONDS = 20.0
+
+# Flags of all_reduce, and the interval of codistillation.
+METHODS: dict[str, list[str] | int] = {
+    "all_reduce": ["--ddp-backend", "legacy_ddp"],
+    "all_reduce, fp16": ["--ddp-backend", "pytorch_ddp", "--ddp-comm-hook", "fp16"],
+    "all_reduce, PowerSGD": [
+        *["--ddp-backend", "pytorch_ddp"],
+        *["--user-dir", str(ROOT / "benchmarks" / "powersgd")],
+    ],
+    "codistillation, T = 50": 50,
+    "codistillation, T = 2500": 2500,
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run did between its warm-up and its end.
+
+    Attributes:
+        words: a second, of both hosts.
+        bytes: on a host's line for each of its updates.
+        updates: of a host.
+    """
+
+    words: float
+    bytes: float
+    updates: int
+
+
+def command(method: str, rank: int, all_hosts: Sequence[Host], data: Path, run: str) -> list[str]:
+    """Give what a host runs."""
+    how = METHODS[method]
+    line = [sys.executable, "-m", "fairseq_cli.train", str(data), *MODEL]
+    if isinstance(how, int):
+        own = ["--codistill-dir", f"s3://exchange/{run}", "--codistill-group", str(rank)]
+        own += ["--codistill-interval", str(how), "--seed", str(1 + SEED_STEP * rank)]
+        return [*line, *CODISTILLED, *own]
+    meet = [
+        *["--distributed-world-size", str(len(all_hosts)), "--distributed-rank", str(rank)],
+        *["--distributed-init-method", f"tcp://{all_hosts[0].own_address}:{PORT}"],
+        *["--distributed-backend", "gloo", "--distributed-no-spawn", "--seed", "1"],
+    ]
+    return [*line, *PLAIN, *meet, *how]
+
+
+def lines(log: Path) -> list[dict[str, float]]:
+    """Give a log's lines of training so far."""
+    return [
+        {key: float(value) for key, value in json.loads(line).items() if value is not None}
+        for line in re.findall(r"\| train_inner \| (\{.*\})$", log.read_text(), re.M)
+    ]
+
+
+def measured(
+    method: str, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
+) -> Seen:
+    """Train for some time; give what was seen."""
+    processes, logs = [], []
+    run = f"{folder.name}-{time.time_ns()}"
+    for rank, host in enumerate(made):
+        address = f"{host.address}:{server.address.rsplit(':', 1)[1]}"
+        env = os.environ | server.environment(address)
+        env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "CUDA_VISIBLE_DEVICES": ""}
+        logs.append(folder / f"{method}-{rank}.txt".replace(" ", ""))
+        core = str(rank % (os.cpu_count() or 1))
+        with logs[-1].open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*host.within, "taskset", "-c", core, *command(method, rank, made, data, run)],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    start_new_session=True,
+                )
+            )
+    try:
+        while not all(lines(log) for log in logs):
+            for process, log in zip(processes, logs, strict=True):
+                if process.poll() is not None:
+                    sys.exit(f"{method} failed:\n{log.read_text()[-3000:]}")
+            time.sleep(0.5)
+        time.sleep(WARM_UP_SECONDS)
+        first, bytes_before, start = _now(logs, made[0])
+        time.sleep(seconds)
+        last, bytes_after, end = _now(logs, made[0])
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    words = updates = 0.0
+    for before, after in zip(first, last, strict=True):
+        updates = after["num_updates"] - before["num_updates"]
+        words += _words(before, after, logs[first.index(before)])
+    if not isinstance(METHODS[method], int):
+        # Each of them logs the words of both.
+        words /= len(made)
+    return Seen(words / (end - start), (bytes_after - bytes_before) / max(updates, 1), int(updates))
+
+
+def _now(logs: Sequence[Path], host: Host) -> tuple[list[dict[str, float]], int, float]:
+    return [lines(log)[-1] for log in logs], host.bytes_on_the_line(), time.monotonic()
+
+
+def _words(before: dict[str, float], after: dict[str, float], log: Path) -> float:
+    """Words of the updates between two lines of a log."""
+    between = [
+        line
+        for line in lines(log)
+        if before["num_updates"] < line["num_updates"] <= after["num_updates"]
+    ]
+    # wpb: words of an update, the mean of ten updates.
+    return sum(line["wpb"] * 10 for line in between)
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--megabits", type=float, nargs="+", default=[0, 1000, 100, 10], help="0: no limit"
+    )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    options = parser.parse_args()
+    if reason := why_not():
+        sys.exit(f"network.py {reason}")
+    measure.say_machine()
+    rows = []
+    with s3_server("0.0.0.0") as server, tempfile.TemporaryDirectory() as name:
+        for megabits in options.megabits:
+            row: dict[str, object] = {"Mbit/s": f"{megabits:g}" if megabits else "no limit"}
+            with hosts(2, megabits or None, meet=True) as made:
+                for method in options.methods:
+                    seen = measured(
+                        method, made, server, options.data.resolve(), options.seconds, Path(name)
+                    )
+                    row[method] = f"{seen.words:.0f} words/s, {seen.bytes / 1e6:.3f} MB an update"
+                    print(f"  {row['Mbit/s']} Mbit/s, {method}: {row[method]}", flush=True)
+            rows.append(row)
+            measure.write(options.json, rows)
+    print("\n" + measure.table(rows, ["Mbit/s", *options.methods]))
+
+
+if __name__ == "__main__":
+    main()
