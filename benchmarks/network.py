@@ -123,10 +123,13 @@ def measured(
                     start_new_session=True,
                 )
             )
+    if not isinstance(METHODS[method], int):
+        # The first worker logs for both.
+        logs = logs[:1]
     try:
         while not all(lines(log) for log in logs):
-            for process, log in zip(processes, logs, strict=True):
-                if process.poll() is not None:
+            for log in logs:
+                if any(process.poll() is not None for process in processes):
                     sys.exit(f"{method} failed:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
         time.sleep(WARM_UP_SECONDS)
@@ -139,12 +142,9 @@ def measured(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     words = updates = 0.0
-    for before, after in zip(first, last, strict=True):
+    for before, after, log in zip(first, last, logs, strict=True):
         updates = after["num_updates"] - before["num_updates"]
-        words += _words(before, after, logs[first.index(before)])
-    if not isinstance(METHODS[method], int):
-        # Each of them logs the words of both.
-        words /= len(made)
+        words += _words(before, after, log)
     return Seen(words / (end - start), (bytes_after - bytes_before) / max(updates, 1), int(updates))
 
 
@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
+    # Hosts and workers go with us, however we are told to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if reason := why_not():
         sys.exit(f"network.py {reason}")
     measure.say_machine()
