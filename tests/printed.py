@@ -13,7 +13,7 @@ from harness import BIN, SEED_STEP, environment
 import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
 from fairseq_codistill import cli
 from fairseq_codistill.vision import diagnostics
-from fairseq_codistill.vision.settings import parse
+from fairseq_codistill.vision.flags import parse
 
 REPO = Path(__file__).parent.parent
 EXAMPLES = REPO / "examples"

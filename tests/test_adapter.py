@@ -8,8 +8,10 @@ import pytest
 import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import ModuleProxyWrapper
 from harness import CODISTILL, MODEL, SETTINGS, TINY
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_codistill.codistillation.config import CodistillationConfig
 from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
@@ -383,3 +385,28 @@ def test_every_flag_is_documented_and_belongs_to_the_task(corpus):
     fields = CodistillationConfig.__dataclass_fields__
     assert all(field.metadata.get("help") for field in fields.values())
     assert all(name.startswith("codistill_") for name in fields)
+
+
+def sums_over_workers(rank, corpus, meet):
+    """A worker's part of the test below."""
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    student = Student(corpus, "--dropout", "0", "--codistill-fused-ce")
+    dataset = student.task.dataset("valid")
+    student.sample = dataset.collater([dataset[i] for i in range(rank, 9, 2)])
+    student.model.train()
+    truth = gradients(student)
+    for grad in truth.values():
+        torch.distributed.all_reduce(grad)
+    # As fairseq wraps a model on GPUs; the mean over the workers is made a sum by its trainer.
+    bare, student.model = student.model, ModuleProxyWrapper(DistributedDataParallel(student.model))
+    bare.zero_grad()
+    student.criterion(student.model, student.sample)[0].backward()
+    for name, parameter in bare.named_parameters():
+        torch.testing.assert_close(
+            2 * parameter.grad, truth[name], msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_ddp_reduces_an_output_layer_that_is_used_outside_of_the_forward(corpus, tmp_path):
+    meet = f"file://{tmp_path}/meet"
+    torch.multiprocessing.spawn(sums_over_workers, args=(corpus, meet), nprocs=2)

@@ -29,6 +29,11 @@ TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
         ({"codistill_alpha_growth": 0.0}, "--codistill-alpha-growth 0.0 is out of range"),
         ({"codistill_alpha_step": -1.0}, "--codistill-alpha-step -1.0 is out of range"),
         ({"codistill_alpha_max": -1.0}, "--codistill-alpha-max -1.0 is out of range"),
+        ({"codistill_head": "cheap"}, "--codistill-head cheap is unknown"),
+        (
+            {"codistill_head": "factored", "codistill_divergence": "kl"},
+            "--codistill-head factored does not go with --codistill-divergence kl",
+        ),
         ({"codistill_every": 0}, "--codistill-every 0 is too small; give 1"),
         ({"codistill_burn_in": -5}, "--codistill-burn-in -5 is too small; give 0"),
         ({"codistill_alpha_schedule": "step"}, "needs --codistill-alpha-milestones; name the"),

@@ -7,7 +7,9 @@ import pytest
 from harness import LOCKSTEP, environment
 from vision_harness import CLASSES, TINY, files, launch_command, refused, write_images
 
+from fairseq_codistill.codistillation import ConfigError
 from fairseq_codistill.vision.__main__ import main
+from fairseq_codistill.vision.flags import parse
 
 
 @pytest.fixture
@@ -98,6 +100,7 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--restore-file nothing.pt", "--restore-file nothing.pt is not there"),
         ("--config nothing.yaml", "--config nothing.yaml is not there; name a YAML file"),
         ("--codistill-num-groups 2", "--codistill-dir is missing"),
+        ("--codistill-every 0", "--codistill-every 0 is too small; give 1 or more"),
         ("--codistill-head factored", "--codistill-head factored is for large vocabularies"),
         ("--codistill-fused-ce", "--codistill-fused-ce is for large vocabularies"),
     ],
@@ -106,6 +109,21 @@ def test_settings(data, tmp_path, capfd, flags, says):
     said = refused(capfd, "--data", data, "--save-dir", tmp_path / "run", *flags.split())
     assert says in said
     assert not (tmp_path / "run").exists()
+
+
+WRONG = """augmentation:strong log-format:xml lr-schedule:linear codistill-exchange:mail
+    num-workers:-1 lr-batch:-1 save-interval-updates:-1 eval-train-images:-1 seed:-1
+    seed:9223372036854775808 image-size:0 width:0 epochs-times:0 max-update:0 update-freq:0
+    save-interval:0 validate-interval:0 log-interval:0 lr-drop:-1 lr-drop:nan warmup-epochs:-1
+    warmup-init-lr:-1 weight-decay:-1 weight-decay:inf label-smoothing:1 label-smoothing:-1
+    weight-decay-schedule:-1 codistill-temperature:0 codistill-interval:0""".split()
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_each_flag_says_what_is_wrong_with_it(wrong):
+    flag, value = wrong.split(":")
+    with pytest.raises(ConfigError, match=f"^--{flag} "):
+        parse(["--data", "data", f"--{flag}={value}"])
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ def train(data, folder, *flags, processes=2) -> list[Run]:
 
 
 @pytest.mark.parametrize(
-    ("workers", "update_freq"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.full)]
+    ("workers", "update_freq", "every"), [(1, 1, 2), pytest.param(2, 2, 1, marks=pytest.mark.full)]
 )
-def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update_freq):
+def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update_freq, every):
     data = write_images(tmp_path / "data", train=20 * workers * update_freq)
     flags = [
         *["--arch", ARCH, "--augmentation", "none", "--lr", str(LR), "--lr-schedule", "constant"],
         *["--momentum", "0", "--weight-decay", "0", "--codistill-alpha", "0.7"],
+        *["--codistill-every", str(every)],
         *["--batch-size", str(BATCH), "--update-freq", str(update_freq)],
         *["--epochs", "9", "--max-update", str(UPDATES), "--validate-interval", "9"],
     ]
@@ -48,6 +49,7 @@ def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update
         gamma=1.1,
         lr=LR,
         predictions=True,
+        every=every,
     )
     for run, state, truth in zip(runs, reference, losses, strict=True):
         named = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
@@ -57,11 +59,14 @@ def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update
         lines = run.lines()
         assert len(lines) == UPDATES
         for key in ("loss", "nll_loss", "codistill_loss", "codistill_alpha"):
-            assert column(lines, key) == pytest.approx(column(truth, key), rel=2e-5), key
-        assert set(column(lines, "codistill_staleness")) == {0}
+            # Between the updates with a divergence there is none to log.
+            step = every if key == "codistill_loss" else 1
+            ours, true = column(lines[::step], key), column(truth[::step], key)
+            assert ours == pytest.approx(true, rel=2e-5), key
+        assert set(column(lines[::every], "codistill_staleness")) == {0}
         assert set(column(lines, "codistill_peers")) == {1}
         assert lines[-1]["epoch"] > 1
-        assert min(column(truth, "codistill_loss")) > 1e-4
+        assert min(column(truth[::every], "codistill_loss")) > 1e-4
 
 
 @pytest.mark.full

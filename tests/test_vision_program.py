@@ -13,7 +13,8 @@ from vision_reference import images_of, resnet8
 from fairseq_codistill import cli
 from fairseq_codistill.vision import diagnostics
 from fairseq_codistill.vision.__main__ import main
-from fairseq_codistill.vision.settings import VisionConfig, parse
+from fairseq_codistill.vision.flags import parse
+from fairseq_codistill.vision.settings import VisionConfig
 from fairseq_codistill.vision.train import _optimizer
 
 PROGRAM = ["python", "-m", "fairseq_codistill.vision"]

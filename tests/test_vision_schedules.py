@@ -5,8 +5,9 @@ import math
 import pytest
 
 from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.vision.flags import parse
 from fairseq_codistill.vision.schedules import LearningRate, WeightDecay
-from fairseq_codistill.vision.settings import VisionConfig, parse
+from fairseq_codistill.vision.settings import VisionConfig
 
 # Goyal's schedule as the paper halves it, for batch 512, with 100 updates an epoch.
 HALVED = LearningRate(

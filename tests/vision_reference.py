@@ -77,6 +77,7 @@ def algorithm_1(
     gamma: float,
     lr: float,
     predictions: bool = False,
+    every: int = 1,
 ) -> tuple[list[State], list[list[dict[str, float]]]]:
     """Train n models from their initial states; gives their last ones, and each one's losses.
 
@@ -113,7 +114,9 @@ def algorithm_1(
                             peer = resnet8(x, models[j], {} if predictions else None)
                             mse = (peer - student).square().mean()
                             divergence = divergence + mse / (n - 1) / (workers * update_freq)
-            loss = cross_entropy + alpha_k * divergence
+            # With the divergence at every K-th update only, it counts K times there.
+            weight = 0 if k % every else every * alpha_k
+            loss = cross_entropy + weight * divergence
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             steps = zip(trained, gradients, strict=True)
             moved.append(

@@ -5,8 +5,8 @@
 
 The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
 (``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
-copies (``peers``), and the sum divided by n - 1 (``term``);
-``at_boundary`` stands between update k - 1 and update k.
+copies (``peers``), and the sum divided by n - 1 (``term``); ``at_boundary`` stands between update
+k - 1 and update k.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fairseq_codistill.exchange import (
     Store,
     key_from,
 )
-from fairseq_codistill.objective import Output
+from fairseq_codistill.objective import Output, weight
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +162,8 @@ class Codistillation:
 
     @property
     def weight(self) -> float:
-        """What ``term`` counts with in this update: alpha, if it is not left out at times.
-
-        With the term on every K-th update only, K alpha there and 0 elsewhere: over K updates the
-        expected gradient is the same.
-        """
-        return 0.0 if self.update % self._every else self.alpha * self._every
+        """What ``term`` counts with in this update: alpha, if it is not left out at times."""
+        return weight(self.alpha, self.update, self._every)
 
     @property
     def staleness(self) -> float:

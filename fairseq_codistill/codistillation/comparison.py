@@ -90,10 +90,11 @@ class Comparison:
         return self._form != "naive"
 
     def _best_form(self, rows: int, width: int, classes: int) -> str:
-        small = rows * classes < MANY_LOGITS and not self._fused
-        if self._can_factor and (not small or factored_is_cheaper(rows, width, classes)):
+        # Where logits are not to be made whole, memory decides and not time.
+        whole = rows * classes < MANY_LOGITS and not self._fused
+        if self._can_factor and (not whole or factored_is_cheaper(rows, width, classes)):
             return "factored"
-        return "naive" if small else "chunked"
+        return "naive" if whole else "chunked"
 
     def __call__(self, student: Output, outputs: Iterable[tuple[Peer, Output]]) -> Tensor:
         """Give the sum of D over the peers, one number a row.

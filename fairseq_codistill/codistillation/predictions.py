@@ -20,7 +20,7 @@ from torch import distributed as dist
 
 from fairseq_codistill.codistillation.algorithm import CHANGES
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
-from fairseq_codistill.objective import Output, as_logits
+from fairseq_codistill.objective import Output, as_logits, weight
 
 
 class PredictionExchange:
@@ -67,7 +67,7 @@ class PredictionExchange:
     @property
     def weight(self) -> float:
         """What ``term`` counts with in this update, as for ``Codistillation``."""
-        return 0.0 if self._update % self._every else self.alpha * self._every
+        return weight(self.alpha, self._update, self._every)
 
     @property
     def staleness(self) -> float:

@@ -3,7 +3,7 @@
 The lowest floor: no I/O, no state, nothing of fairseq.
 """
 
-from fairseq_codistill.objective.alpha import SCHEDULES, AlphaSchedule
+from fairseq_codistill.objective.alpha import SCHEDULES, AlphaSchedule, weight
 from fairseq_codistill.objective.divergence import DIVERGENCES, Divergence, make_divergence
 from fairseq_codistill.objective.factored import (
     Own,
@@ -32,4 +32,5 @@ __all__ = [
     "fused_cross_entropy",
     "make_divergence",
     "own",
+    "weight",
 ]

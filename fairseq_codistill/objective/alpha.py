@@ -67,3 +67,17 @@ class AlphaSchedule:
             return self.first * self.growth ** (epoch - 1)
         except OverflowError:
             return math.inf  # for the cap, if there is one, to cut
+
+
+def weight(alpha: float, update: int, every: int) -> float:
+    """Give what the divergence counts with in an update if it is computed in every K-th only.
+
+    K alpha in those updates and 0 in the others: over K updates the expected gradient is that of
+    alpha in each.
+
+    Args:
+        alpha: as the schedule has it.
+        update: updates made before this one.
+        every: K, >= 1.
+    """
+    return 0.0 if update % every else alpha * every

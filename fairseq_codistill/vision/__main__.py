@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fairseq_codistill.sentences import errors_as_sentences
 from fairseq_codistill.vision import data, models, plan
-from fairseq_codistill.vision.settings import VisionConfig, parse
+from fairseq_codistill.vision.flags import parse
+from fairseq_codistill.vision.settings import VisionConfig
 from fairseq_codistill.vision.train import Trainer, order_of
 from fairseq_codistill.vision.world import divided, joined, size_of_world
 

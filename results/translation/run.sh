@@ -30,6 +30,8 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=examples/recipe.sh
 source "$HERE/../../examples/recipe.sh"
+# shellcheck source=results/publish.sh
+source "$HERE/../publish.sh"
 
 # To be chosen by T4, on one seed, and frozen for the rest; README.md has how far that is.
 ALPHA=0.1 GROWTH=1.1
@@ -146,17 +148,6 @@ codistilled_in_eval_mode() {
 # independent NAME SEED FLAG...: two models that know nothing of each other, on a worker each.
 independent() {
     run "$1" 2 1 "$2" --codistill-alpha 0 "${@:3}"
-}
-
-# publish EXPERIMENT LABEL=RUNS...: writes RESULTS/EXPERIMENT/ on the runs of OUT of such names.
-publish() {
-    local experiment=$1 row runs=()
-    shift
-    for row in "$@"; do
-        # shellcheck disable=SC2206 # the pattern is to be expanded
-        runs+=(--as "${row%=*}" $OUT/${row##*=})
-    done
-    step "$experiment: report" codistill report "${runs[@]}" --json --out "$RESULTS/$experiment"
 }
 
 # --- the experiments ------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=examples/vision_recipe.sh
 source "$HERE/../../examples/vision_recipe.sh"
+# shellcheck source=results/publish.sh
+source "$HERE/../publish.sh"
 
 # One model on two workers with 64 images each, or two models on one worker each: recipes of
 # config/vision/cifar10, which say the rest.
@@ -104,17 +106,6 @@ agreement() {
 
 tidy() {
     [[ -n $DRY_RUN ]] || rm -rf "$RUN/exchange" "$RUN"/group-*/checkpoint_best.pt
-}
-
-# publish EXPERIMENT LABEL=RUNS...: writes RESULTS/EXPERIMENT/ on the runs of OUT of such names.
-publish() {
-    local experiment=$1 row runs=()
-    shift
-    for row in "$@"; do
-        # shellcheck disable=SC2206 # the pattern is to be expanded
-        runs+=(--as "${row%=*}" $OUT/${row##*=})
-    done
-    step "$experiment: report" codistill report "${runs[@]}" --json --out "$RESULTS/$experiment"
 }
 
 # --- the experiments ------------------------------------------------------------------------------
