@@ -104,7 +104,7 @@ def states():
         "empty": torch.zeros(0, 3),
         "small": torch.arange(5, dtype=torch.uint8),
         "ids": torch.arange(3, dtype=torch.int32),
-        "w": torch.randn(1, 1, 3, generator=generator),
+        "w": torch.randn(2, 1, 3, generator=generator),
     }
 
 
@@ -189,7 +189,8 @@ class Work:
 
     def _mend_shapes(self):
         try:
-            shapes = {name: entry["shape"] for name, entry in self.header}
+            scale = ":scale" if self.fields["dtype"] == "int8" else "\0"
+            shapes = {name: e["shape"] for name, e in self.header if not name.endswith(scale)}
             aliases = self.fields["aliases"]
             shapes |= {alias: shapes[name] for alias, name in aliases.items()}
             self.fields["shapes"] = oracle.shapes_digest(shapes)
@@ -357,7 +358,9 @@ def entry_moved(draw):
     """Rename, repeat, drop, swap or reshape an entry."""
     which, how = draw(place), draw(st.integers(0, 7))
     name = draw(
-        st.sampled_from(["", "w", "__metadata__", "bias", "a\nb", "\ud800", "ö", "x" * 1001])
+        st.sampled_from(
+            ["", "w", "w:scale", "__metadata__", "bias", "a\nb", "\ud800", "ö", "x" * 1001]
+        )
     )
 
     def edit(work):
@@ -391,6 +394,7 @@ def entry_new(draw):
     """Add a whole tensor, of some dtype and size, or metadata as safetensors has it."""
     dtype = draw(st.sampled_from([*oracle.SIZES, "F64", "C64", "F8_E5M2"]))
     shape = draw(st.sampled_from([[], [0], [2], [3, 1], [1] * 16, [1] * 17, [2, 50_000]]))
+    name = draw(st.sampled_from(["new", "w:scale"]))
     metadata = draw(st.integers(0, 3)) == 0
 
     def edit(work):
@@ -399,7 +403,7 @@ def entry_new(draw):
             return
         size = math.prod(shape) * (oracle.SIZES.get(dtype) or int(dtype[1:].split("_")[0]) // 8)
         span = [len(work.payload), len(work.payload) + size]
-        work.header.append(["new", {"dtype": dtype, "shape": shape, "data_offsets": span}])
+        work.header.append([name, {"dtype": dtype, "shape": shape, "data_offsets": span}])
         work.payload += bytes(size)
 
     return edit

@@ -15,7 +15,7 @@ import numpy as np
 DIGITS = set("0123456789abcdef")
 SIZES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 SIZES |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8}
-WIRE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+WIRE = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "F32"}
 # Exponent bits: all of them set is an infinity or no number.
 EXPONENT = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
 FIELDS = set(
@@ -136,7 +136,7 @@ def manifest(data, group, update, run_id, vocabulary, seed, key):
 
 def tensors(data, fields, largest):
     """Give names -> (dtype, shape, bytes) of a tensor file, aliases among them."""
-    need(fields["bytes"] <= largest, "largest")
+    need(fields["bytes"] * (4 if fields["dtype"] == "int8" else 1) <= largest, "largest")
     need(len(data) == fields["bytes"], "size")
     need(hashlib.sha256(data).hexdigest() == fields["sha256"], "sha256")
     need(len(data) >= 8, "no header")
@@ -178,12 +178,29 @@ def tensors(data, fields, largest):
         need(first == end, "gap or overlap")
         end = last
     need(end == len(payload), "not covered")
+    if fields["dtype"] == "int8":
+        found = from_rows(found)
     names = dict(found)
     for alias, name in fields["aliases"].items():
         need(name in found and alias not in found, "alias")
         names[alias] = found[name]
     need(shapes_digest({n: shape for n, (_, shape, _) in names.items()}) == fields["shapes"], "shp")
     return names
+
+
+def from_rows(found):
+    """Undo int8: each row of a matrix times its scale."""
+    tensors = {name: found[name] for name in found if not name.endswith(":scale")}
+    for name, (kind, shape, content) in found.items():
+        if name.endswith(":scale"):
+            matrix, of, numbers = found.get(name[: -len(":scale")], ("", [], b""))
+            need(kind == "F32" and matrix == "I8" and len(of) > 1 and shape == of[:1], "scales")
+            scales = np.frombuffer(content, "<f4").reshape(-1, *[1] * (len(of) - 1))
+            with np.errstate(over="ignore"):
+                product = np.frombuffer(numbers, "i1").reshape(of).astype("<f4") * scales
+            need(np.isfinite(product).all(), "not finite")
+            tensors[name[: -len(":scale")]] = ("F32", of, product.tobytes())
+    return tensors
 
 
 def shapes_digest(shapes):

@@ -96,6 +96,29 @@ def test_the_term_is_the_divergence_from_the_snapshot(join, tmp_path):
     assert published(tmp_path, 0) == [0]
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_whole_numbers_are_no_weights(join, dtype):
+    class Whole(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            state = super().state_dict(*args, **kwargs)
+            return {name: tensor.to(dtype) for name, tensor in state.items()}
+
+    sides = [join(0), join(1, model=Whole(3, 5))]
+    with pytest.raises(ExchangeError, match="no snapshot of peer 1"):
+        sides[0].at_boundary(0, 1)
+    sides[1].at_boundary(0, 1)
+    with pytest.raises(ExchangeError, match="'weight' is of .*, where its model has torch.float32"):
+        sides[0].at_boundary(0, 1)
+
+
+def test_a_snapshot_of_int8_has_nearly_the_peers_logits(join):
+    sides = [join(i, codistill_snapshot_dtype="int8") for i in (0, 1)]
+    both_at(sides, 0)
+    x = torch.randn(4, 3)
+    truth, stale = sides[1].model(x), sides[0].peers[0].module(x)
+    assert 0 < (stale - truth).abs().max() < 0.02 * truth.abs().max()
+
+
 def test_staleness_is_the_own_update_minus_the_snapshots(join):
     sides = [join(0), join(1)]
     both_at(sides, 0)

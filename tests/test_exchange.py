@@ -129,6 +129,9 @@ def test_floating_point_tensors_travel_in_the_wire_dtype_and_others_in_their_own
     tensors = reader.read(1, 10).tensors
     assert tensors["bias"].dtype == WIRE_DTYPES[dtype]
     assert torch.equal(tensors["bias"], state(10)["bias"].to(WIRE_DTYPES[dtype]))
+    part = state(10)["part"]
+    rounding = torch.finfo(WIRE_DTYPES[dtype]).eps if dtype != "int8" else 1 / 127
+    torch.testing.assert_close(tensors["part"].float(), part, rtol=0, atol=rounding * 4)
     assert tensors["steps"].dtype == torch.int64
 
 
@@ -486,13 +489,18 @@ def test_a_file_too_large_for_the_group_is_not_read(exchange, tmp_path, monkeypa
     read = exchange.store.read
     names = []
     monkeypatch.setattr(exchange.store, "read", lambda n, limit: names.append(n) or read(n, limit))
-    with pytest.raises(SnapshotRejected, match=f"has {size} bytes, and this group reads no more"):
+    with pytest.raises(SnapshotRejected, match=f"may take {size} bytes, and this group reads no"):
         Reader(exchange, 1, VOCABULARY, largest=size - 1).read(1, 10)
+    # Nor one that takes more once it is unpacked.
+    exchange.publish(draft(20, dtype="int8"))
+    size = paths(tmp_path, 20)[0].stat().st_size
+    with pytest.raises(SnapshotRejected, match=f"may take {4 * size} bytes"):
+        Reader(exchange, 1, VOCABULARY, largest=4 * size - 1).read(1, 20)
     # Nor one that has another size than its manifest says.
     paths(tmp_path)[0].write_bytes(b"x" * 10**6)
     with pytest.raises(SnapshotRejected, match="has 1000000 bytes where its manifest says"):
         Reader(exchange, 1, VOCABULARY).read(1, 10)
-    assert names == ["group-1/0000000010.json"] * 2
+    assert names == [f"group-1/00000000{update}.json" for update in (10, 20, 10)]
 
 
 def test_a_reason_is_one_line_whatever_a_peer_writes(exchange, reader, tmp_path, caplog):

@@ -64,7 +64,7 @@ class CodistillationConfig:
         "(default: 3; in lockstep all, so that a group can be resumed)",
     )
     codistill_snapshot_dtype: str = _flag(
-        "bfloat16", "floating-point type in snapshots: " + ", ".join(WIRE_DTYPES)
+        "bfloat16", "what weights travel in: " + ", ".join(WIRE_DTYPES)
     )
     codistill_divergence: str = _flag(
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)

@@ -83,6 +83,13 @@ class Peer:
             module = self._built(snapshot)
         if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:
             raise SnapshotRejected("its tensors' names and shapes are not those of its model")
+        for name, place in module.state_dict().items():
+            tensor = snapshot.tensors[name]
+            if tensor.is_floating_point() != place.is_floating_point():
+                raise SnapshotRejected(
+                    f"its tensor {name!r:.80} is of {tensor.dtype}, where its model has "
+                    f"{place.dtype}"
+                )
         self._spare = _adopt(module, snapshot.tensors)
         self._module, self._config = module, config
         self.update = snapshot.manifest.update

@@ -58,7 +58,8 @@ class Snapshot:
     """A snapshot that was read and has passed every check.
 
     Attributes:
-        tensors: all names, aliases among them -> CPU tensors, in the manifest's dtype.
+        tensors: all names, aliases among them -> CPU tensors, the floating-point ones of
+            ``WIRE_DTYPES`` for the manifest's dtype.
     """
 
     manifest: Manifest
@@ -87,7 +88,7 @@ class Exchange:
             The snapshot's manifest, or None if the run published other weights for the same
             update before; those stay.
         """
-        data = encode(draft.tensors)
+        data = encode(draft.tensors, draft.dtype)
         manifest = Manifest(
             run_id=self.run_id,
             group=draft.group,

@@ -33,7 +33,7 @@ class Manifest:
         seed: that group's seed.
         update: updates the model had made.
         epoch: the epoch, from 1, that training was in.
-        dtype: of the floating-point tensors in the file.
+        dtype: in what the floating-point tensors travel, a key of ``WIRE_DTYPES``.
         bytes: size of the tensor file.
         sha256: of the tensor file.
         shapes: digest of all names and shapes (``tensors.shapes_digest``).

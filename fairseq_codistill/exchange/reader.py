@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fairseq_codistill.exchange.errors import PeerUnusable, SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.exchange import Exchange, Snapshot
 from fairseq_codistill.exchange.manifest import Manifest
+from fairseq_codistill.exchange.tensors import largest_decoded
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Reader:
         exchange: where from.
         seed: this group's seed; a peer with the same one replays this group's randomness.
         vocabulary: digest of this group's target vocabulary.
-        largest: bytes; a snapshot with more of them is not read.
+        largest: bytes; a snapshot whose tensors may take more is not read.
         prepare: makes a checked snapshot ready to use, on the thread that reads; it may still
             reject it.
 
@@ -57,10 +58,11 @@ class Reader:
         try:
             manifest = self.exchange.manifest(peer, update)
             self._check_peer(manifest)
-            if manifest.bytes > self._largest:
+            size = largest_decoded(manifest.bytes, manifest.dtype)
+            if size > self._largest:
                 raise SnapshotRejected(
-                    f"its tensor file has {manifest.bytes} bytes, and this group reads no more "
-                    f"than {self._largest}"
+                    f"its tensors may take {size} bytes, and this group reads no more than "
+                    f"{self._largest}"
                 )
             return self._prepare(self.exchange.fetch(manifest))
         except SnapshotRejected as rejection:

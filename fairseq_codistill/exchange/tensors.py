@@ -17,17 +17,26 @@ from torch import Tensor
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
 from fairseq_codistill.exchange.header import check_header
+from fairseq_codistill.exchange.rows import pack, unpack
 
+# What floating-point tensors are before they are encoded and after they are decoded.  As int8 only
+# matrices travel, the rest being small and delicate.
 WIRE_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.float32,
 }
 
 
-def encode(tensors: Mapping[str, Tensor]) -> bytes:
-    """Give the safetensors bytes; equal tensors give equal bytes."""
-    return _save(dict(tensors))
+def encode(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
+    """Give the safetensors bytes; equal tensors give equal bytes.
+
+    Args:
+        tensors: names -> CPU tensors; the floating-point ones are of ``WIRE_DTYPES[dtype]``.
+        dtype: in what they travel.
+    """
+    return _save(pack(tensors) if dtype == "int8" else dict(tensors))
 
 
 def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Tensor]:
@@ -36,7 +45,7 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
     Args:
         data: the file; its sender is not trusted.
         aliases: other name -> name in the file.
-        dtype: what the floating-point tensors must be, a key of ``WIRE_DTYPES``.
+        dtype: in what the floating-point tensors must have travelled, a key of ``WIRE_DTYPES``.
 
     Raises:
         SnapshotRejected: if the bytes are not the safetensors of a snapshot, an alias points
@@ -44,6 +53,8 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
     """
     check_header(data, dtype)
     tensors = _loaded(data)
+    if dtype == "int8":
+        tensors = unpack(tensors)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
@@ -56,6 +67,11 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
                 f"its alias {alias!r:.80} -> {name!r:.80} does not fit its tensors"
             )
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def largest_decoded(size: int, dtype: str) -> int:
+    """Give the bytes that the tensors of a file of ``size`` bytes take at most once decoded."""
+    return 4 * size if dtype == "int8" else size
 
 
 def _loaded(data: bytes) -> dict[str, Tensor]:

@@ -6,23 +6,25 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T3 T5 T1 T6 (default: all, in this order)
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T6 (default: all, in this order)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
 #   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
 #   --dry-run        only print the commands
 #
-#   T4  how alpha grows (the paper's Figure 17): 8 runs, by which to choose ALPHA and GROWTH
+#   T4  how alpha grows (the paper's Figure 17): 7 runs, by which to choose ALPHA and GROWTH
 #   T2  a model too large for its data (the paper's IWSLT'14): 2 x 3 seeds
 #   T3  how often to exchange (Figure 16): 7 runs beside those of T2
 #   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
 #   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
 #       4 x 3 seeds
 #   T6  T4 with peers in eval mode: 9 runs
+#   T7  cheaper codistillation: the term on every 2nd, 4th and 8th update only, and snapshots as
+#       int8: 4 runs beside those of T1
 #
 # In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
 #
-# About nine hours on two cores.  Run again, it passes over what is finished and goes on with what
+# About ten hours on two cores.  Run again, it passes over what is finished and goes on with what
 # was cut off.  Everything is in lockstep and in float32 on one thread a worker, so that the same
 # command gives the same numbers on the same kind of machine.
 set -euo pipefail
@@ -37,7 +39,7 @@ source "$HERE/../publish.sh"
 ALPHA=0.1 GROWTH=1.1
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T3 T5 T1 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -59,7 +61,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T[1-6]$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T[1-7]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -155,7 +157,7 @@ independent() {
 # The large gammas begin low: 15 epochs make 4 of 1 by 1.1, and 440 of 1 by 1.5.
 T4() {
     over_parameterised
-    grow codistilled over T4 1:0.1 1:0.3 1:1 1.1:0.1 1.1:0.3 1.1:1 1.5:0.001 1.5:0.003
+    grow codistilled over T4 1:0.1 1:0.3 1:1 1.1:0.1 1.1:0.3 1.5:0.001 1.5:0.003
 }
 
 T6() {
@@ -225,6 +227,19 @@ T1() {
         "all_reduce=plain-all-reduce-seed?" \
         "codistillation=$CHOSEN-seed?" \
         "codistillation, smoothing 0.1=${CHOSEN/plain/plain-smoothed}-seed?"
+}
+
+T7() {
+    local every rows=()
+    plain
+    codistilled plain $GROWTH $ALPHA $INTERVAL 1
+    for every in 2 4 8; do
+        codistilled plain-every$every $GROWTH $ALPHA $INTERVAL 1 --codistill-every $every
+        rows+=("every update in $every=${CHOSEN/plain/plain-every$every}-seed1")
+    done
+    codistilled plain-int8 $GROWTH $ALPHA $INTERVAL 1 --codistill-snapshot-dtype int8
+    publish T7 "codistillation=$CHOSEN-seed1" "${rows[@]}" \
+        "int8 snapshots=${CHOSEN/plain/plain-int8}-seed1"
 }
 
 for experiment in $ONLY; do

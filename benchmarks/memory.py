@@ -1,0 +1,71 @@
+"""Peak memory of a codistilled update, two groups, against fairseq's plain one.
+
+python benchmarks/memory.py --sizes tiny
+
+What tensors take at one time during an update, beyond what was there before it: weights,
+gradients, the optimizer's state and the peer's weights are not in it.  On the CPU it is summed up
+from the allocator's own record, so that it does not depend on how busy the machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import measure
+import steps
+import torch
+from step_time import FORMS
+
+COLUMNS = ["model", "V", "tokens", "the peer's weights", "plain", *FORMS]
+MIB = 2**20
+
+
+def measured(
+    size: str, classes: int, tokens: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, object]:
+    """Measure one model; give its row of the table, with the raw bytes."""
+    with steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours):
+        sample = steps.batch(plain, tokens, classes, device)
+        acts = {"plain": lambda: plain.step(sample)}
+        for name, (form, fused) in FORMS.items():
+            step = steps.in_form(ours, form, fused)
+            acts[name] = lambda step=step: step(sample)
+        peaks = {}
+        for name, act in acts.items():
+            act()  # the optimizer's state is made by the first step
+            peaks[name] = measure.peak_memory(act, device)
+        weights = sum(p.numel() * p.element_size() for p in plain.model.parameters())
+    row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
+    row["the peer's weights"] = f"{weights / MIB:.0f} MiB"
+    row["plain"] = f"{peaks['plain'] / MIB:.0f} MiB"
+    for name in FORMS:
+        row[name] = f"{peaks[name] / MIB:.0f} MiB, {peaks[name] / peaks['plain']:.2f} of plain"
+    return row | {"bytes": peaks}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
+    parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
+    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    options = parser.parse_args()
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
+    torch.set_num_threads(1)
+    measure.say_machine()
+    print(f"{options.dtype} on {device}")
+    rows = []
+    for size in options.sizes:
+        for classes in options.classes:
+            rows.append(measured(size, classes, options.tokens, device, dtype))
+            print(measure.table(rows[-1:], COLUMNS).split("\n")[-1], flush=True)
+            measure.write(options.json, rows)
+    print("\n" + measure.table(rows, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
