@@ -21,23 +21,30 @@ FORMS = {
     "naive": ("naive", False),
     "fused": ("auto", True),
 }
-COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS]
+HALVED = "fused, bfloat16 peers"
+COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS, HALVED]
 
 
 def measured(
     size: str, classes: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
-    with steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours):
+    in_half = "--codistill-peer-dtype bfloat16"
+    with (
+        steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours),
+        steps.plain_and_codistilled(size, classes, device, dtype, flags=in_half) as (_, halved),
+    ):
         sample = steps.batch(plain, tokens, classes, device)
         contestants = {"plain": lambda: plain.step(sample)}
         for name, (form, fused) in FORMS.items():
             step = steps.in_form(ours, form, fused)
             contestants[name] = lambda step=step: step(sample)
+        halved_step = steps.in_form(halved, *FORMS["fused"])
+        contestants[HALVED] = lambda: halved_step(sample)
         seconds = measure.in_turns(contestants, rounds, device)
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["plain, s"] = measure.spread(seconds["plain"])
-    for name in FORMS:
+    for name in (*FORMS, HALVED):
         row[name] = measure.spread(measure.ratio(seconds[name], seconds["plain"]), 3)
     return row | {"seconds": seconds}
 

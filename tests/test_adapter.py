@@ -286,6 +286,20 @@ def test_half_precision(groups, autocast, form):
     assert log["codistill_loss"].item() == pytest.approx(truth, rel=0.05)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_peer_may_compute_in_less_than_the_student(groups, dtype, form):
+    student, (peer,) = groups("--codistill-peer-dtype", dtype, *FORMS[form], peer_flags=[])
+    student.model.train()
+    loss, _, log = student.criterion(student.model, student.sample)
+    loss.backward()
+    (live,) = student.task.codistillation.peers
+    assert {str(p.dtype) for p in live.module.parameters()} == {f"torch.{dtype}"}
+    assert all(p.grad.dtype == torch.float32 for p in student.model.parameters())
+    truth = (peer.logits() - student.logits()).square().mean(dim=1).sum().item()
+    assert log["codistill_loss"].item() == pytest.approx(truth, rel=0.01)
+
+
 def test_a_peer_of_another_architecture_is_built_from_its_manifest(groups):
     student, (peer,) = groups(peer_flags=WIDE)
     student.model.train()

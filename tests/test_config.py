@@ -21,6 +21,7 @@ TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
         ({"codistill_timeout": float("inf")}, "--codistill-timeout inf is out of range"),
         ({"codistill_keep": -1}, "--codistill-keep -1 is too small; give 0"),
         ({"codistill_snapshot_dtype": "int4"}, "--codistill-snapshot-dtype int4 is unknown"),
+        ({"codistill_peer_dtype": "int8"}, "--codistill-peer-dtype int8 is unknown"),
         ({"codistill_divergence": "mse"}, "--codistill-divergence mse is unknown; choose logit-"),
         ({"codistill_temperature": 0.0}, "--codistill-temperature 0.0 is out of range"),
         ({"codistill_alpha": -0.1}, "--codistill-alpha -0.1 is out of range; give 0"),

@@ -56,3 +56,16 @@ def test_real_groups_equal_the_single_process_reference(tmp_path, n, workers, up
         # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
         assert lines[-1]["epoch"] > 1
         assert min(column(truth, "codistill_loss")) > 1e-4
+
+
+def test_peers_in_bfloat16_teach_nearly_the_same(tmp_path):
+    data = write_images(tmp_path / "data", train=16)
+    seen = {}
+    for dtype in ("student", "bfloat16"):
+        flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-peer-dtype", dtype]
+        flags += ["--arch", ARCH, "--batch-size", "8", "--epochs", "1", "--lr", "0.05"]
+        (run, _) = launch(data, tmp_path / dtype, *flags, groups=2)
+        seen[dtype] = column(run.lines(), "codistill_loss")
+    assert len(seen["student"]) == 6
+    assert seen["bfloat16"] == pytest.approx(seen["student"], rel=0.02)
+    assert seen["bfloat16"] != seen["student"]

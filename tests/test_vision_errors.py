@@ -97,6 +97,7 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--weight-decay-schedule 4,3,2,1", "has more values than there are milestones"),
         ("--amp fp16", "--amp fp16 needs a GPU; give --amp bf16 or none on the CPU"),
         ("--amp fp8", "--amp fp8 is unknown; choose none or fp16 or bf16"),
+        ("--amp bf16 --codistill-peer-dtype float16", "means nothing with --amp bf16, in which"),
         ("--restore-file nothing.pt", "--restore-file nothing.pt is not there"),
         ("--config nothing.yaml", "--config nothing.yaml is not there; name a YAML file"),
         ("--codistill-num-groups 2", "--codistill-dir is missing"),

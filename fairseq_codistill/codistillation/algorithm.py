@@ -87,7 +87,13 @@ class Codistillation:
 
         others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
         self._peers = {
-            j: Peer(j, group.build, group.like, dropout=config.codistill_peer_dropout)
+            j: Peer(
+                j,
+                group.build,
+                group.like,
+                dtype=config.codistill_peer_dtype,
+                dropout=config.codistill_peer_dropout,
+            )
             for j in others
         }
         self._membership: Membership | None = None

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, List, Optional
 
+from fairseq_codistill.codistillation.peer import PEER_DTYPES
 from fairseq_codistill.exchange import WIRE_DTYPES
 from fairseq_codistill.objective import (
     DIVERGENCES,
@@ -81,6 +82,9 @@ class CodistillationConfig:
     codistill_temperature: float = _flag(1.0, "softmax temperature of the divergence kl")
     codistill_peer_dropout: bool = _flag(
         False, "peers drop out as the student does, instead of running in eval mode"
+    )
+    codistill_peer_dtype: str = _flag(
+        "student", "what peers compute in: " + ", ".join(PEER_DTYPES) + " (student: as it does)"
     )
     codistill_alpha: float = _flag(1.0, "weight of the divergence in epoch 1")
     codistill_alpha_schedule: str = _flag(
@@ -154,6 +158,7 @@ class CodistillationConfig:
         if self.codistill_keep is not None:
             _at_least("keep", self.codistill_keep, 0)
         _one_of("snapshot-dtype", self.codistill_snapshot_dtype, WIRE_DTYPES)
+        _one_of("peer-dtype", self.codistill_peer_dtype, PEER_DTYPES)
         _one_of("divergence", self.codistill_divergence, DIVERGENCES)
         _one_of("head", self.codistill_head, HEADS)
         if self.codistill_head == "factored" and self.codistill_divergence == "kl":

@@ -49,7 +49,7 @@ class Group:
         vocabulary: digest of the target vocabulary (or of the classes).
         model: configuration from which ``build`` makes this group's model; plain JSON.
         build: makes a model from such a configuration, this group's or a peer's.
-        like: a parameter of the student; peers are on its device and in its dtype.
+        like: a parameter of the student; peers are on its device.
     """
 
     seed: int

@@ -17,9 +17,12 @@ from fairseq_codistill.exchange import (
     shapes_digest,
 )
 
-# Gives a model of a configuration, on the student's device and in its dtype, whose names and shapes
-# are those of the tensors; its weights may be anything.
+# Gives a model of a configuration, on the student's device, whose names and shapes are those of the
+# tensors; its weights may be anything.
 BuildModel = Callable[[dict[str, Any], Mapping[str, Tensor]], nn.Module]
+
+# What a peer may compute in; None is for what the student does.
+PEER_DTYPES = {"student": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Peer:
@@ -29,19 +32,26 @@ class Peer:
         group: whose model it is.
         build: makes the model of a configuration found in a manifest.
         like: a parameter of the student.
+        dtype: a key of ``PEER_DTYPES``.
         dropout: whether the model drops out as it does in training; its batch norms are in eval
             mode even then.
     """
 
     def __init__(
-        self, group: int, build: BuildModel, like: Tensor, *, dropout: bool = False
+        self,
+        group: int,
+        build: BuildModel,
+        like: Tensor,
+        *,
+        dtype: str = "student",
+        dropout: bool = False,
     ) -> None:
         self.group = group
         self.update: int | None = None
         self._build = build
         self._config: dict[str, Any] | None = None
         self._module: nn.Module | None = None
-        self._like = like
+        self._like = like.new_empty(0, dtype=PEER_DTYPES[dtype])
         self._dropout = dropout
         # What the model was before, on the CPU: to give much memory back takes as long as a copy.
         self._spare: Mapping[str, Tensor] = {}
@@ -56,7 +66,7 @@ class Peer:
         """Do in the background what ``load`` would take time for; any thread, one at a time.
 
         Raises:
-            SnapshotRejected: if the student's dtype cannot hold its numbers.
+            SnapshotRejected: if the peer's dtype cannot hold its numbers.
         """
         spare, self._spare = self._spare, {}
         tensors = ready_to_use(snapshot.tensors, self._like, spare)
@@ -64,8 +74,8 @@ class Peer:
             # float16 holds less than bfloat16 and float32 do.
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise SnapshotRejected(
-                    f"its tensor {name!r:.80} holds numbers too large for the student's dtype, "
-                    f"{tensor.dtype}"
+                    f"its tensor {name!r:.80} holds numbers too large for what the peer computes "
+                    f"in, {tensor.dtype}"
                 )
         return replace(snapshot, tensors=tensors)
 
@@ -99,6 +109,7 @@ class Peer:
         with torch.random.fork_rng(devices=cuda_devices()):
             try:
                 module = self._build(snapshot.manifest.model, snapshot.tensors)
+                module.to(self._like.dtype)
             except torch.OutOfMemoryError as error:
                 raise ExchangeError(
                     f"the device has no room for the model of peer {self.group}; lower "

@@ -193,6 +193,11 @@ class VisionConfig(CodistillationConfig):
         _ = self.fraction
         _one_of("augmentation", self.augmentation, AUGMENTATIONS)
         _one_of("amp", self.amp, AMP)
+        if self.amp != "none" and self.codistill_peer_dtype != "student":
+            raise ConfigError(
+                f"--codistill-peer-dtype {self.codistill_peer_dtype} means nothing with --amp "
+                f"{self.amp}, in which peers compute too; leave it out"
+            )
         _one_of("log-format", self.log_format, LOG_FORMATS)
         at_least = {
             0: "num-workers lr-batch save-interval-updates eval-train-images seed",
@@ -286,6 +291,11 @@ class VisionConfig(CodistillationConfig):
             raise ConfigError(
                 f"--codistill-peer-dropout means nothing with {said}, which are those of models "
                 "in training; leave it out"
+            )
+        if self.codistill_peer_dtype != "student":
+            raise ConfigError(
+                f"--codistill-peer-dtype {self.codistill_peer_dtype} means nothing with {said}: "
+                "there are no peers' models; leave it out"
             )
 
     def _check_schedules(self) -> None:

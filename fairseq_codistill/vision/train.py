@@ -217,7 +217,7 @@ class Trainer:
                 loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
             rows = None
             if codistillation is not None:
-                rows = codistillation.term(logits, lambda peer: peer(inputs))
+                rows = codistillation.term(logits, lambda peer: peer(inputs.to(_dtype(peer))))
             if codistillation is not None and rows is not None:
                 loss = loss + codistillation.weight * rows.mean()
         count = len(targets)
@@ -389,6 +389,10 @@ def _check_finite(loss: float, update: int) -> None:
             f"--lr: training has diverged, the loss before update {update} is {loss}; give a "
             "lower --lr or --codistill-alpha, or begin with --warmup-epochs or --codistill-burn-in"
         )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
 
 
 def _optimizer(model: nn.Module, config: VisionConfig) -> torch.optim.SGD:
