@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,15 @@ PORT = 29511
 # The first updates allocate memory, and codistillation waits for its first peer.
 WARM_UP_SECONDS = 20.0
 
+COMPRESSED = [
+    *["--ddp-backend", "pytorch_ddp"],
+    *["--user-dir", str(ROOT / "benchmarks" / "compressed_ddp")],
+]
 # Flags of all_reduce, and the interval of codistillation.
 METHODS: dict[str, list[str] | int] = {
     "all_reduce": ["--ddp-backend", "legacy_ddp"],
-    "all_reduce, fp16": ["--ddp-backend", "pytorch_ddp", "--ddp-comm-hook", "fp16"],
-    "all_reduce, PowerSGD": [
-        *["--ddp-backend", "pytorch_ddp"],
-        *["--user-dir", str(ROOT / "benchmarks" / "powersgd")],
-    ],
+    "all_reduce, fp16": [*COMPRESSED, "--ddp-comm-hook", "fp16"],
+    "all_reduce, PowerSGD": COMPRESSED,
     "codistillation, T = 50": 50,
     "codistillation, T = 2500": 2500,
 }
@@ -101,10 +103,11 @@ def lines(log: Path) -> list[dict[str, float]]:
     ]
 
 
-def measured(
-    method: str, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
-) -> Seen:
-    """Train for some time; give what was seen."""
+@contextmanager
+def training(
+    method: str, made: Sequence[Host], server: S3Server, data: Path, folder: Path
+) -> Iterator[list[Path]]:
+    """Train on both hosts; give the logs that tell, once they begin to."""
     processes, logs = [], []
     run = f"{folder.name}-{time.time_ns()}"
     for rank, host in enumerate(made):
@@ -132,15 +135,23 @@ def measured(
                 if any(process.poll() is not None for process in processes):
                     sys.exit(f"{method} failed:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
-        time.sleep(WARM_UP_SECONDS)
-        first, bytes_before, start = _now(logs, made[0])
-        time.sleep(seconds)
-        last, bytes_after, end = _now(logs, made[0])
+        yield logs
     finally:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def measured(
+    method: str, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
+) -> Seen:
+    """Train for some time; give what was seen."""
+    with training(method, made, server, data, folder) as logs:
+        time.sleep(WARM_UP_SECONDS)
+        first, bytes_before, start = _now(logs, made[0])
+        time.sleep(seconds)
+        last, bytes_after, end = _now(logs, made[0])
     words = updates = 0.0
     for before, after, log in zip(first, last, logs, strict=True):
         updates = after["num_updates"] - before["num_updates"]

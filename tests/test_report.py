@@ -368,6 +368,21 @@ def test_the_table_has_the_numbers(written):
         assert f"]({picture.name})" in text
 
 
+def test_numbers_are_per_what_the_runs_count(written, tmp_path, capsys):
+    text = (written / "report.md").read_text()
+    assert "bits per token" in text
+    assert "image" not in text
+    for name, more in (("pictures", {"top1": 50}), ("words", {})):
+        writer = Writer().start()
+        for update in (10, 20, 30):
+            writer.inner(update, loss=5, nll_loss=4).valid(update, loss=5, nll_loss=4, **more)
+        writer.to(tmp_path / name / "log.txt")
+    report(capsys, tmp_path / "pictures", "--out", tmp_path / "images")
+    report(capsys, tmp_path / "pictures", tmp_path / "words", "--out", tmp_path / "mixed")
+    assert "NLL in bits per image (base 2)" in (tmp_path / "images/report.md").read_text()
+    assert "NLL in bits per token or image" in (tmp_path / "mixed/report.md").read_text()
+
+
 def test_the_translations_have_a_table(written):
     text = (written / "report.md").read_text()
     row = re.search(r"^## Translations\n\n.*\n.*\n\|(.*)\|\n\n(.*)$", text, re.M)

@@ -70,6 +70,28 @@ def test_async_goes_on_with_what_it_had_when_a_snapshot_does_not_fit(exchange, c
     assert taken_within(source, seconds=0.2) == []
 
 
+def test_the_longer_nothing_comes_the_rarer_it_is_looked_for(exchange, monkeypatch):
+    monkeypatch.setattr(prefetcher, "LATE", 0.5)
+    looked = []
+    everything = reader(exchange)
+    newest = everything.newest
+    monkeypatch.setattr(
+        everything, "newest", lambda *a: looked.append(time.monotonic()) or newest(*a)
+    )
+    source = AsyncSource(everything, Workers(timeout=10), [1])
+    assert taken_within(source, seconds=2) == []
+    # Each pause is half of what was waited already; without that there were a hundred.
+    assert 3 <= len(looked) <= 30
+    exchange.publish(draft(10))
+    assert taken_within(source) == [(1, 10)]
+    # From now on it is looked for as often as at first.
+    looked.clear()
+    exchange.publish(draft(20))
+    start = time.monotonic()
+    assert taken_within(source) == [(1, 20)]
+    assert looked[0] - start < 0.5
+
+
 def lockstep(exchange, peers=(1,), interval=10, timeout=0.3):
     workers = Workers(timeout=10)
     return LockstepSource(reader(exchange), workers, list(peers), interval, timeout)

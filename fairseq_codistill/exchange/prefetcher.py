@@ -14,8 +14,13 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 
-# Longest pause after the store has failed: doubled from POLL_SECONDS at each failure on end.
-LONGEST_RETRY_SECONDS = 30.0
+# Longest pause between two looks; after the store has failed it is doubled from POLL_SECONDS at
+# each failure on end.
+LONGEST_PAUSE_SECONDS = 30.0
+
+# A newer snapshot is looked for ever more rarely: what was waited for already grows by this part
+# at most before it is seen.  Object stores take money for each look.
+LATE = 0.02
 
 # How long a snapshot that another worker has seen may stay invisible to this one.
 PATIENCE_SECONDS = 30.0
@@ -40,11 +45,14 @@ class Prefetcher:
         self._wake = threading.Event()
         self._stopped = False
         self._above: dict[int, int] = {}
+        # Since when each peer is looked for, and when the next look is due.
+        self._since: dict[int, float] = {}
+        self._due: dict[int, float] = {}
         self._exact: dict[int, tuple[int, float]] = {}
         self._held: dict[int, Snapshot] = {}
         self._given_up: dict[int, int] = {}
-        # Peers whose last attempt failed: the next pause, and when it ends.
-        self._failing: dict[int, tuple[float, float]] = {}
+        # Peers whose last attempt failed, and the pause after the next failure.
+        self._failing: dict[int, float] = {}
         self._thread = threading.Thread(target=self._work, name="codistill-prefetch", daemon=True)
 
     def start(self) -> None:
@@ -64,6 +72,7 @@ class Prefetcher:
         with self._lock:
             self._forget(peer)
             self._above[peer] = above
+            self._since[peer] = time.monotonic()
         self._wake.set()
 
     def get(self, peer: int, update: int) -> None:
@@ -95,6 +104,8 @@ class Prefetcher:
         self._above.pop(peer, None)
         self._exact.pop(peer, None)
         self._given_up.pop(peer, None)
+        if peer not in self._failing:
+            self._due.pop(peer, None)
 
     def _work(self) -> None:
         while not self._stopped:
@@ -105,21 +116,28 @@ class Prefetcher:
             for peer in peers:
                 if self._stopped:
                     return
-                pause, pause_ends = self._failing.get(peer, (POLL_SECONDS, 0.0))
-                if time.monotonic() < pause_ends:
+                if time.monotonic() < self._due.get(peer, 0.0):
                     continue
                 try:
                     self._try(peer)
                 except Exception as error:  # noqa: BLE001 - the store may recover, training goes on
+                    pause = self._failing.get(peer, POLL_SECONDS)
                     logger.warning(
                         "looking for snapshots of peer %d failed (%s: %s); trying again in %g s",
                         *(peer, type(error).__name__, error, pause),
                     )
-                    longer = min(2 * pause, LONGEST_RETRY_SECONDS)
-                    self._failing[peer] = (longer, time.monotonic() + pause)
+                    self._failing[peer] = min(2 * pause, LONGEST_PAUSE_SECONDS)
                 else:
                     if self._failing.pop(peer, None):
                         logger.info("the snapshots of peer %d can be read again", peer)
+                    pause = self._pause(peer)
+                self._due[peer] = time.monotonic() + pause
+
+    def _pause(self, peer: int) -> float:
+        with self._lock:
+            looking = self._above.get(peer) is not None
+            waited = time.monotonic() - self._since.get(peer, 0.0) if looking else 0.0
+        return min(max(POLL_SECONDS, LATE * waited), LONGEST_PAUSE_SECONDS)
 
     def _try(self, peer: int) -> None:
         with self._lock:

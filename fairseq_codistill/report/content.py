@@ -36,7 +36,7 @@ class Plot:
         file: the picture's, without its ending.
         quantity: what it shows.
         title: above it.
-        unit: along its axis.
+        unit: along its axis, with {each} for what is counted.
         digits: how to write a value.
         smooth: draw running means.
         cut: leave the high values of the beginning out.
@@ -55,7 +55,8 @@ class Plot:
     rows: bool = False
 
 
-_NLL = "bits a token or image (NLL, base 2)"
+# {each}: token or image, as the runs have them.
+_NLL = "bits per {each} (NLL, base 2)"
 _TOP1 = "% of the images"
 PLOTS = (
     Plot("valid_nll", "valid_nll", "Validation NLL", _NLL, ".3f", cut=True),
@@ -76,7 +77,7 @@ PLOTS = (
     Plot("train_nll", "train_nll", "Training NLL", _NLL, ".3f", smooth=True, cut=True),
     Plot(
         *("train_loss", "train_loss", "Training loss"),
-        *("bits a token or image, (cross-entropy + α D) / ln 2", ".3f"),
+        *("bits per {each}, (cross-entropy + α D) / ln 2", ".3f"),
         smooth=True,
         cut=True,
     ),
@@ -87,7 +88,7 @@ PLOTS = (
     Plot("alpha", "alpha", "α, the weight of the divergence", "α (no unit)", ".3g"),
     Plot(
         *("codistill_loss", "codistill_loss", "Divergence from the peers (codistill_loss)"),
-        *("D (mean a token or image, α left out)", ".3g"),
+        *("D (mean per {each}, α left out)", ".3g"),
         cut=True,
     ),
     Plot(
@@ -96,6 +97,13 @@ PLOTS = (
         rows=True,
     ),
 )
+
+
+def _each(labels: Sequence[Label]) -> str:
+    """Give what the runs count: images have a top-1 accuracy."""
+    models = [model for label in labels for model in label.models]
+    images = [len(series.curve(model.log, "valid_top1")) > 0 for model in models]
+    return "image" if all(images) else "token or image" if any(images) else "token"
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,7 @@ def _main(labels: Sequence[Label]) -> Table:
     header = ["run", "models"] if several else ["run"]
     every = [_spreads(label) for label in labels]
     images = any(spread["best_top1"] is not None for spread in every)
+    each = _each(labels)
     header += [*("best valid NLL", "at update", "last valid NLL")]
     header += ["best top-1 %", "last top-1 %"] if images else []
     header += [*("updates", "words/s", "α at the end", "staleness", "stalled", "restarts")]
@@ -203,7 +212,7 @@ def _main(labels: Sequence[Label]) -> Table:
             ]
         )
     caption = (
-        "NLL in bits a token or image (base 2), lower is better; words/s: median over the training "
+        f"NLL in bits per {each} (base 2), lower is better; words/s: median over the training "
         "lines, of all workers of a model together; staleness: mean, own update minus the peer "
         "snapshot's; stalled: share of the time in which training waited on the exchange; "
         "restarts: of all models together."
@@ -397,21 +406,22 @@ def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[
         lines.append(plots.Series(label.name, band, place, not label.codistilled))
     if not lines:
         return None, notes
+    unit = plot.unit.format(each=_each(labels))
     if plot.second_half and not any(len(one.band.updates) > 2 for one in lines):
         return None, []
     if plot.rows:
-        png = plots.draw_rows(plot.title, plot.unit, lines, plot.digits)
+        png = plots.draw_rows(plot.title, unit, lines, plot.digits)
         values = [one.band.mean.mean() for one in lines]
     else:
         begin = longest / 2 if plot.second_half else 0.0
-        png = plots.draw(plot.title, plot.unit, lines, plot.digits, plot.cut, begin)
+        png = plots.draw(plot.title, unit, lines, plot.digits, plot.cut, begin)
         values = [one.band.mean[-1] for one in lines]
     said = ", ".join(
         f"{one.label} {plots.number(value, plot.digits)}"
         for one, value in zip(lines, values, strict=True)
     )
     what = "their means are" if plot.rows else "the lines end at"
-    alt = f"{plot.title}, {plot.unit}, against updates; {what}: {said}."
+    alt = f"{plot.title}, {unit}, against updates; {what}: {said}."
     caption = _caption(plot, lines, window, measured)
     return Picture(f"{plot.file}.png", plot.title, caption, alt, png), notes
 

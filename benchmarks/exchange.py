@@ -1,0 +1,114 @@
+"""What goes through a host's line for each update: all_reduce, and codistillation through S3.
+
+python benchmarks/exchange.py --data DATA_BIN
+
+Two hosts as in network.py, which needs root, ip and tc, on lines without a limit; what is counted
+is all that the kernel saw on a host's line, both ways.  all_reduce is counted over some updates and
+codistillation with T = 50 over whole intervals.  T = 2500 would take an hour, so it is put together
+from two counts: what an interval of T = 50 needs beyond what goes to and fro all the time, by 2500;
+and that, for as long as an update takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import measure
+import network
+
+sys.path.append(str(network.ROOT / "tests"))
+from hosts import Host, hosts, why_not  # noqa: E402
+from servers import S3Server, s3_server  # noqa: E402
+
+ALL_REDUCE = [name for name, how in network.METHODS.items() if not isinstance(how, int)]
+OFTEN, SELDOM = "codistillation, T = 50", "codistillation, T = 2500"
+COLUMNS = ["method", "bytes an update", "fewer than all_reduce"]
+# Between two snapshots, clear of both.
+QUIET_UPDATE = 30
+PATIENCE_SECONDS = 600.0
+
+
+def update(log: Path) -> int:
+    """Give a log's newest update."""
+    return int(network.lines(log)[-1]["num_updates"])
+
+
+def between(logs: Sequence[Path], host: Host, first: int, count: int) -> tuple[int, float]:
+    """Count bytes, and seconds, from update ``first`` for ``count`` updates of the first host."""
+    found = []
+    for goal in (first, first + count):
+        last = time.monotonic()
+        while update(logs[0]) < goal:
+            if time.monotonic() > last + PATIENCE_SECONDS:
+                sys.exit(f"no update {goal} came:\n{logs[0].read_text()[-3000:]}")
+            time.sleep(0.1)
+        found.append((host.bytes_on_the_line(), time.monotonic()))
+    (bytes_before, start), (bytes_after, end) = found
+    return bytes_after - bytes_before, end - start
+
+
+def counted(
+    server: S3Server, data: Path, intervals: int, idle_seconds: float, folder: Path
+) -> dict[str, float]:
+    """Count each method's bytes for an update."""
+    found = {}
+    with hosts(2, None, meet=True) as made:
+        for method in ALL_REDUCE:
+            with network.training(method, made, server, data, folder) as logs:
+                found[method] = between(logs, made[0], 20, 40)[0] / 40
+                print(f"  {method}: {found[method]:,.0f}", flush=True)
+        with network.training(OFTEN, made, server, data, folder) as logs:
+            total, seconds = between(logs, made[0], 50 + QUIET_UPDATE, 50 * intervals)
+        found[OFTEN] = total / (50 * intervals)
+        an_update = seconds / (50 * intervals)
+        print(f"  {OFTEN}: {found[OFTEN]:,.0f}; an update takes {an_update:.2f} s", flush=True)
+        with network.training(SELDOM, made, server, data, folder) as logs:
+            between(logs, made[0], QUIET_UPDATE, 0)
+            before = made[0].bytes_on_the_line()
+            time.sleep(idle_seconds)
+            idle = (made[0].bytes_on_the_line() - before) / idle_seconds
+        print(f"  between two snapshots: {idle:,.0f} bytes a second", flush=True)
+    snapshot = total / intervals - idle * an_update * 50
+    found[SELDOM] = snapshot / 2500 + idle * an_update
+    return found
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--intervals", type=int, default=4, help="of T = 50")
+    parser.add_argument("--idle-seconds", type=float, default=120)
+    parser.add_argument("--dtype", default="bfloat16", help="--codistill-snapshot-dtype")
+    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if reason := why_not():
+        sys.exit(f"exchange.py {reason}")
+    network.CODISTILLED.extend(["--codistill-snapshot-dtype", options.dtype])
+    measure.say_machine()
+    with s3_server("0.0.0.0") as server, tempfile.TemporaryDirectory() as name:
+        found = counted(
+            server, options.data.resolve(), options.intervals, options.idle_seconds, Path(name)
+        )
+    rows = [
+        {
+            "method": method,
+            "bytes an update": f"{count:,.0f}",
+            "fewer than all_reduce": f"{found['all_reduce'] / count:,.1f}",
+            "raw": count,
+        }
+        for method, count in found.items()
+    ]
+    measure.write(options.json, rows)
+    print(measure.table(rows, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
