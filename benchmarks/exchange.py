@@ -4,9 +4,10 @@ python benchmarks/exchange.py --data DATA_BIN
 
 Two hosts as in network.py, which needs root, ip and tc, on lines without a limit; what is counted
 is all that the kernel saw on a host's line, both ways.  all_reduce is counted over some updates and
-codistillation with T = 50 over whole intervals.  T = 2500 would take an hour, so it is put together
-from two counts: what an interval of T = 50 needs beyond what goes to and fro all the time, by 2500;
-and that, for as long as an update takes.
+codistillation with T = 50 over whole intervals, in lockstep, so that each has one snapshot of each
+group.  T = 2500 would take long, so it is put together from two counts: what an interval of T = 50
+needs beyond what goes to and fro all the time, by 2500; and that, in async mode without a snapshot,
+for as long as an update takes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import measure
@@ -26,7 +28,6 @@ sys.path.append(str(network.ROOT / "tests"))
 from hosts import Host, hosts, why_not  # noqa: E402
 from servers import S3Server, s3_server  # noqa: E402
 
-ALL_REDUCE = [name for name, how in network.METHODS.items() if not isinstance(how, int)]
 OFTEN, SELDOM = "codistillation, T = 50", "codistillation, T = 2500"
 COLUMNS = ["method", "bytes an update", "fewer than all_reduce"]
 # Between two snapshots, clear of both.
@@ -58,17 +59,20 @@ def counted(
 ) -> dict[str, float]:
     """Count each method's bytes for an update."""
     found = {}
+    often, seldom = network.METHODS[OFTEN], network.METHODS[SELDOM]
+    in_step = replace(often, flags=[*often.flags, "--codistill-mode", "lockstep"])
     with hosts(2, None, meet=True) as made:
-        for method in ALL_REDUCE:
-            with network.training(method, made, server, data, folder) as logs:
-                found[method] = between(logs, made[0], 20, 40)[0] / 40
-                print(f"  {method}: {found[method]:,.0f}", flush=True)
-        with network.training(OFTEN, made, server, data, folder) as logs:
+        for name, method in network.METHODS.items():
+            if not method.codistills:
+                with network.training(method, made, server, data, folder) as logs:
+                    found[name] = between(logs, made[0], 20, 40)[0] / 40
+                print(f"  {name}: {found[name]:,.0f}", flush=True)
+        with network.training(in_step, made, server, data, folder) as logs:
             total, seconds = between(logs, made[0], 50 + QUIET_UPDATE, 50 * intervals)
         found[OFTEN] = total / (50 * intervals)
         an_update = seconds / (50 * intervals)
         print(f"  {OFTEN}: {found[OFTEN]:,.0f}; an update takes {an_update:.2f} s", flush=True)
-        with network.training(SELDOM, made, server, data, folder) as logs:
+        with network.training(seldom, made, server, data, folder) as logs:
             between(logs, made[0], QUIET_UPDATE, 0)
             before = made[0].bytes_on_the_line()
             time.sleep(idle_seconds)
@@ -84,14 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--intervals", type=int, default=4, help="of T = 50")
-    parser.add_argument("--idle-seconds", type=float, default=120)
+    parser.add_argument("--idle-seconds", type=float, default=600)
     parser.add_argument("--dtype", default="bfloat16", help="--codistill-snapshot-dtype")
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if reason := why_not():
         sys.exit(f"exchange.py {reason}")
-    network.CODISTILLED.extend(["--codistill-snapshot-dtype", options.dtype])
+    network.CODISTILLED += ["--codistill-snapshot-dtype", options.dtype]
     measure.say_machine()
     with s3_server("0.0.0.0") as server, tempfile.TemporaryDirectory() as name:
         found = counted(

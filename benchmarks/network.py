@@ -54,13 +54,27 @@ COMPRESSED = [
     *["--ddp-backend", "pytorch_ddp"],
     *["--user-dir", str(ROOT / "benchmarks" / "compressed_ddp")],
 ]
-# Flags of all_reduce, and the interval of codistillation.
-METHODS: dict[str, list[str] | int] = {
-    "all_reduce": ["--ddp-backend", "legacy_ddp"],
-    "all_reduce, fp16": [*COMPRESSED, "--ddp-comm-hook", "fp16"],
-    "all_reduce, PowerSGD": COMPRESSED,
-    "codistillation, T = 50": 50,
-    "codistillation, T = 2500": 2500,
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to train.
+
+    Attributes:
+        flags: beyond those of ``command``.
+        codistills: each host alone, in place of all_reduce over both.
+    """
+
+    flags: list[str]
+    codistills: bool = False
+
+
+METHODS = {
+    "all_reduce": Method(["--ddp-backend", "legacy_ddp"]),
+    "all_reduce, fp16": Method([*COMPRESSED, "--ddp-comm-hook", "fp16"]),
+    "all_reduce, PowerSGD": Method(COMPRESSED),
+    "codistillation, T = 50": Method(["--codistill-interval", "50"], codistills=True),
+    "codistillation, T = 2500": Method(["--codistill-interval", "2500"], codistills=True),
 }
 
 
@@ -79,20 +93,20 @@ class Seen:
     updates: int
 
 
-def command(method: str, rank: int, all_hosts: Sequence[Host], data: Path, run: str) -> list[str]:
+def command(
+    method: Method, rank: int, all_hosts: Sequence[Host], data: Path, run: str
+) -> list[str]:
     """Give what a host runs."""
-    how = METHODS[method]
-    line = [sys.executable, "-m", "fairseq_cli.train", str(data), *MODEL]
-    if isinstance(how, int):
+    line = [sys.executable, "-m", "fairseq_cli.train", str(data), *MODEL, *method.flags]
+    if method.codistills:
         own = ["--codistill-dir", f"s3://exchange/{run}", "--codistill-group", str(rank)]
-        own += ["--codistill-interval", str(how), "--seed", str(1 + SEED_STEP * rank)]
-        return [*line, *CODISTILLED, *own]
-    meet = [
+        return [*line, *CODISTILLED, *own, "--seed", str(1 + SEED_STEP * rank)]
+    return [
+        *[*line, *PLAIN, "--seed", "1"],
         *["--distributed-world-size", str(len(all_hosts)), "--distributed-rank", str(rank)],
         *["--distributed-init-method", f"tcp://{all_hosts[0].own_address}:{PORT}"],
-        *["--distributed-backend", "gloo", "--distributed-no-spawn", "--seed", "1"],
+        *["--distributed-backend", "gloo", "--distributed-no-spawn"],
     ]
-    return [*line, *PLAIN, *meet, *how]
 
 
 def lines(log: Path) -> list[dict[str, float]]:
@@ -105,7 +119,7 @@ def lines(log: Path) -> list[dict[str, float]]:
 
 @contextmanager
 def training(
-    method: str, made: Sequence[Host], server: S3Server, data: Path, folder: Path
+    method: Method, made: Sequence[Host], server: S3Server, data: Path, folder: Path
 ) -> Iterator[list[Path]]:
     """Train on both hosts; give the logs that tell, once they begin to."""
     processes, logs = [], []
@@ -114,7 +128,7 @@ def training(
         address = f"{host.address}:{server.address.rsplit(':', 1)[1]}"
         env = os.environ | server.environment(address)
         env |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "CUDA_VISIBLE_DEVICES": ""}
-        logs.append(folder / f"{method}-{rank}.txt".replace(" ", ""))
+        logs.append(folder / f"{run}-{rank}.txt")
         core = str(rank % (os.cpu_count() or 1))
         with logs[-1].open("w") as log:
             processes.append(
@@ -126,14 +140,14 @@ def training(
                     start_new_session=True,
                 )
             )
-    if not isinstance(METHODS[method], int):
+    if not method.codistills:
         # The first worker logs for both.
         logs = logs[:1]
     try:
         while not all(lines(log) for log in logs):
             for log in logs:
                 if any(process.poll() is not None for process in processes):
-                    sys.exit(f"{method} failed:\n{log.read_text()[-3000:]}")
+                    sys.exit(f"training failed:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
         yield logs
     finally:
@@ -144,7 +158,7 @@ def training(
 
 
 def measured(
-    method: str, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
+    method: Method, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
 ) -> Seen:
     """Train for some time; give what was seen."""
     with training(method, made, server, data, folder) as logs:
@@ -196,9 +210,8 @@ def main() -> None:
             row: dict[str, object] = {"Mbit/s": f"{megabits:g}" if megabits else "no limit"}
             with hosts(2, megabits or None, meet=True) as made:
                 for method in options.methods:
-                    seen = measured(
-                        method, made, server, options.data.resolve(), options.seconds, Path(name)
-                    )
+                    how, data = METHODS[method], options.data.resolve()
+                    seen = measured(how, made, server, data, options.seconds, Path(name))
                     row[method] = f"{seen.words:.0f} words/s, {seen.bytes / 1e6:.3f} MB an update"
                     print(f"  {row['Mbit/s']} Mbit/s, {method}: {row[method]}", flush=True)
             rows.append(row)

@@ -292,6 +292,11 @@ def test_settings_are_data_and_told_apart():
     assert settings.alike(first, again)
     assert settings.difference([first, other]) == ["lr"]
     assert not settings.alike({}, {})
+    # What an older version of the plugin does not know is no difference; to a plain run it is.
+    old = first | {"codistill_interval": "50"}
+    assert settings.alike(old, old | {"codistill_new": "'student'"})
+    assert settings.difference([old, old | {"codistill_interval": "20"}]) == ["codistill_interval"]
+    assert settings.difference([first, first | {"codistill_new": "1"}]) == ["codistill_new"]
     assert settings.parse("{'a': __import__('os').abort()}") == {}
     for text in ("", "{'a': ", "{'a': <Choice.a: 1>}", "(" * 5000):
         assert settings.parse(text) == {}

@@ -22,7 +22,10 @@ def compressed(args: Any, model: Any, process_group: Any, device: Any) -> Any:
         return model.to(device)  # a criterion
     # In one bucket: the hooks of several send from several threads, and gloo mixes them up.
     wrapped = DistributedDataParallel(
-        model.to(device), process_group=process_group, bucket_cap_mb=ONE_BUCKET
+        model.to(device),
+        process_group=process_group,
+        bucket_cap_mb=ONE_BUCKET,
+        broadcast_buffers=args.broadcast_buffers,
     )
     if args.ddp_comm_hook == "fp16":
         wrapped.register_comm_hook(process_group, fp16_compress_hook)

@@ -48,16 +48,22 @@ def parse(text: str) -> Settings:
 def difference(settings: Sequence[Settings]) -> list[str]:
     """Give the names of the settings in which runs differ, other than the seed and places."""
     names = dict.fromkeys(name for one in settings for name in one)
-    return [
-        name
-        for name in names
-        if name not in _ASIDE and len({_plain(one.get(name, "None")) for one in settings}) > 1
-    ]
+    return [name for name in names if name not in _ASIDE and len(_values(name, settings)) > 1]
 
 
 def alike(one: Settings, other: Settings) -> bool:
     """Tell whether two runs are known to differ in nothing but their seed."""
     return bool(one) and bool(other) and not difference([one, other])
+
+
+def _values(name: str, settings: Sequence[Settings]) -> set[str]:
+    # A version of this plugin that did not know a setting did what its default does now.
+    newer = [
+        one
+        for one in settings
+        if name in one or not (name.startswith("codistill_") and "codistill_interval" in one)
+    ]
+    return {_plain(one.get(name, "None")) for one in newer}
 
 
 def _parts(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
