@@ -7,7 +7,7 @@ is all that the kernel saw on a host's line, both ways.  all_reduce is counted o
 codistillation with T = 50 over whole intervals, in lockstep, so that each has one snapshot of each
 group.  T = 2500 would take long, so it is put together from two counts: what an interval of T = 50
 needs beyond what goes to and fro all the time, by 2500; and that, in async mode without a snapshot,
-for as long as an update takes.
+for as long as an update takes.  (Lockstep looks more often, but only while one host waits.)
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def counted(
             before = made[0].bytes_on_the_line()
             time.sleep(idle_seconds)
             idle = (made[0].bytes_on_the_line() - before) / idle_seconds
+            if max(map(update, logs)) >= 2500:
+                sys.exit("--idle-seconds is too long: a snapshot was in it; give fewer")
         print(f"  between two snapshots: {idle:,.0f} bytes a second", flush=True)
     snapshot = total / intervals - idle * an_update * 50
     found[SELDOM] = snapshot / 2500 + idle * an_update

@@ -102,6 +102,7 @@ def states():
         "mask": torch.tensor([True, False, True]),
         "scalar": torch.tensor(1.5),
         "empty": torch.zeros(0, 3),
+        "narrow": torch.zeros(3, 0),
         "small": torch.arange(5, dtype=torch.uint8),
         "ids": torch.arange(3, dtype=torch.int32),
         "w": torch.randn(2, 1, 3, generator=generator),

@@ -96,6 +96,11 @@ def test_the_term_is_the_divergence_from_the_snapshot(join, tmp_path):
     assert published(tmp_path, 0) == [0]
 
 
+def test_a_peer_does_not_compute_in_float16_on_a_cpu(join):
+    with pytest.raises(ConfigError, match="--codistill-peer-dtype float16 needs a GPU, on a CPU"):
+        join(0, codistill_peer_dtype="float16")
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
 def test_whole_numbers_are_no_weights(join, dtype):
     class Whole(nn.Linear):

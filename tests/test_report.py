@@ -14,6 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from fairseq_codistill import cli
+from fairseq_codistill.codistillation import CodistillationConfig
 from fairseq_codistill.report import (
     KEYS,
     compare,
@@ -292,14 +293,22 @@ def test_settings_are_data_and_told_apart():
     assert settings.alike(first, again)
     assert settings.difference([first, other]) == ["lr"]
     assert not settings.alike({}, {})
-    # What an older version of the plugin does not know is no difference; to a plain run it is.
-    old = first | {"codistill_interval": "50"}
-    assert settings.alike(old, old | {"codistill_new": "'student'"})
-    assert settings.difference([old, old | {"codistill_interval": "20"}]) == ["codistill_interval"]
-    assert settings.difference([first, first | {"codistill_new": "1"}]) == ["codistill_new"]
     assert settings.parse("{'a': __import__('os').abort()}") == {}
     for text in ("", "{'a': ", "{'a': <Choice.a: 1>}", "(" * 5000):
         assert settings.parse(text) == {}
+
+
+def test_an_older_version_did_what_the_defaults_do_now():
+    now = CodistillationConfig()
+    for name, default in settings._LATER.items():
+        assert str(getattr(now, name)) == default
+    old = {"lr": "0.1", "codistill_interval": "50"}
+    new = old | {"codistill_peer_dtype": "'student'", "codistill_peer_dropout": "False"}
+    new |= {"codistill_every": "1", "codistill_head": "'auto'", "codistill_fused_ce": "False"}
+    assert settings.alike(old, new)
+    for name, value in (("codistill_every", "8"), ("codistill_peer_dropout", "True")):
+        assert settings.difference([old, new | {name: value}]) == [name]
+    assert "codistill_every" in settings.difference([{"lr": "0.1"}, new])
 
 
 def test_seeds_share_a_line(tmp_path):

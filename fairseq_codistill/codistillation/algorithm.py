@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0
 
-# A peer may have another architecture; a snapshot of more bytes than this ratio to the student's
-# is not read, unless it is small by any measure.
+# A peer may have another architecture; a snapshot whose tensors take more bytes than this ratio to
+# the student's is not read, unless it is small by any measure.
 LARGEST_RATIO = 16
 SMALL_BYTES = 2**28
 
@@ -62,7 +62,8 @@ class Codistillation:
 
     Raises:
         ConfigError: if the exchange is none, another process has this group's index, two groups
-            have one seed, or (lockstep) different vocabularies.
+            have one seed, (lockstep) different vocabularies, or peers are to compute in what this
+            device is slow at.
         ExchangeError: if the exchange cannot be read or written.
     """
 
@@ -72,6 +73,11 @@ class Codistillation:
         group: Group,
         state: Callable[[], Mapping[str, Tensor]],
     ) -> None:
+        if group.like.device.type == "cpu" and config.codistill_peer_dtype == "float16":
+            raise ConfigError(
+                "--codistill-peer-dtype float16 needs a GPU, on a CPU it is many times slower than "
+                "float32; give bfloat16, or leave it out"
+            )
         self.alpha = 0.0
         self.update = 0
         self.epoch = 1

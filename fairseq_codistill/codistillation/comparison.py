@@ -39,7 +39,8 @@ def factored_is_cheaper(rows: int, width: int, classes: int) -> bool:
     """Whether the factored form takes less time than the naive one.
 
     It saves the N V d products of the peer's logits and several passes over N V numbers, and costs
-    four products of V d^2.  Measured on a CPU.
+    four products of V d^2.  A rule of arithmetic, corrected by what a CPU showed, and not tuned
+    (benchmarks/README.md).
 
     Args:
         rows: N, tokens of a batch.

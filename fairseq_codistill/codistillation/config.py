@@ -77,7 +77,7 @@ class CodistillationConfig:
         "logits at a time; auto: what costs least",
     )
     codistill_fused_ce: bool = _flag(
-        False, "compute the cross-entropy from some tokens' logits at a time: less memory and time"
+        False, "compute the cross-entropy from some tokens' logits at a time: much less memory"
     )
     codistill_temperature: float = _flag(1.0, "softmax temperature of the divergence kl")
     codistill_peer_dropout: bool = _flag(

@@ -16,7 +16,7 @@ from fairseq_codistill.exchange.plain_json import is_text, is_whole, parse_objec
 # Some hundred bytes a tensor.  Python takes several times this to hold it parsed.
 MAX_HEADER_BYTES = 4 * 1024 * 1024
 
-# As int8 there are scales, and what is no matrix.
+# As int8, the scales and the tensors of fewer than two dimensions.
 FLOATING = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "F32"}
 OTHERS = {"BOOL", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64"}
 

@@ -18,8 +18,8 @@ POLL_SECONDS = 1.0
 # each failure on end.
 LONGEST_PAUSE_SECONDS = 30.0
 
-# A newer snapshot is looked for ever more rarely: what was waited for already grows by this part
-# at most before it is seen.  Object stores take money for each look.
+# A newer snapshot is looked for ever more rarely: seen later by no more than POLL_SECONDS, or by
+# this part of the time that was waited for it.  Object stores take money for each look.
 LATE = 0.02
 
 # How long a snapshot that another worker has seen may stay invisible to this one.
@@ -58,6 +58,8 @@ class Prefetcher:
     def start(self) -> None:
         """Begin to look, unless begun."""
         if self._thread.ident is None:
+            with self._lock:
+                self._since = dict.fromkeys(self._since, time.monotonic())
             self._thread.start()
 
     def stop(self) -> None:
@@ -82,6 +84,7 @@ class Prefetcher:
                 return
             self._forget(peer)
             self._exact[peer] = (update, time.monotonic() + PATIENCE_SECONDS)
+            self._since[peer] = time.monotonic()
         self._wake.set()
 
     def held(self, peer: int) -> Snapshot | None:
@@ -109,35 +112,42 @@ class Prefetcher:
 
     def _work(self) -> None:
         while not self._stopped:
-            self._wake.wait(POLL_SECONDS)
-            self._wake.clear()
             with self._lock:
-                peers = [p for p in {*self._above, *self._exact} if p not in self._held]
-            for peer in peers:
+                # The next look at each peer whose snapshot is asked for and not yet held.
+                asked = {*self._above, *self._exact} - self._held.keys()
+                due = {peer: self._due.get(peer, 0.0) for peer in asked}
+            now = time.monotonic()
+            for peer in [peer for peer, when in due.items() if when <= now]:
                 if self._stopped:
                     return
-                if time.monotonic() < self._due.get(peer, 0.0):
-                    continue
-                try:
-                    self._try(peer)
-                except Exception as error:  # noqa: BLE001 - the store may recover, training goes on
-                    pause = self._failing.get(peer, POLL_SECONDS)
-                    logger.warning(
-                        "looking for snapshots of peer %d failed (%s: %s); trying again in %g s",
-                        *(peer, type(error).__name__, error, pause),
-                    )
-                    self._failing[peer] = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                else:
-                    if self._failing.pop(peer, None):
-                        logger.info("the snapshots of peer %d can be read again", peer)
-                    pause = self._pause(peer)
-                self._due[peer] = time.monotonic() + pause
+                due[peer] = self._look_once(peer)
+            self._wake.wait(max(min(due.values()) - time.monotonic(), 0.0) if due else None)
+            self._wake.clear()
 
-    def _pause(self, peer: int) -> float:
+    def _look_once(self, peer: int) -> float:
+        """Try once; give when the next try is due."""
         with self._lock:
-            looking = self._above.get(peer) is not None
-            waited = time.monotonic() - self._since.get(peer, 0.0) if looking else 0.0
-        return min(max(POLL_SECONDS, LATE * waited), LONGEST_PAUSE_SECONDS)
+            since = self._since[peer]
+        try:
+            self._try(peer)
+        except Exception as error:  # noqa: BLE001 - the store may recover, training goes on
+            pause = self._failing.get(peer, POLL_SECONDS)
+            logger.warning(
+                "looking for snapshots of peer %d failed (%s: %s); trying again in %g s",
+                *(peer, type(error).__name__, error, pause),
+            )
+            self._failing[peer] = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        else:
+            if self._failing.pop(peer, None):
+                logger.info("the snapshots of peer %d can be read again", peer)
+            waited = time.monotonic() - since
+            pause = min(max(POLL_SECONDS, LATE * waited), LONGEST_PAUSE_SECONDS)
+        due = time.monotonic() + pause
+        with self._lock:
+            # Something else may have been asked for meanwhile, which is due at once.
+            if self._since[peer] == since or peer in self._failing:
+                self._due[peer] = due
+            return self._due.get(peer, 0.0)
 
     def _try(self, peer: int) -> None:
         with self._lock:

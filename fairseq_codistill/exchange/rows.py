@@ -56,7 +56,7 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         SnapshotRejected: if scales do not fit a matrix of int8.
     """
     tensors = {name: tensor for name, tensor in packed.items() if not name.endswith(SCALE)}
-    for name in packed.keys() - tensors.keys():
+    for name in sorted(packed.keys() - tensors.keys()):
         of, scale = name.removesuffix(SCALE), packed[name]
         whole = packed.get(of)
         if (

@@ -53,11 +53,12 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
     """
     check_header(data, dtype)
     tensors = _loaded(data)
+    _check_finite(tensors)
     if dtype == "int8":
         tensors = unpack(tensors)
+        # A large scale times a whole number may be more than there is.
+        _check_finite(tensors)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
         # torch computes nonsense with a bool that is neither 0 nor 1.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
             raise SnapshotRejected(f"its tensor {name!r:.80} holds bools that are none")
@@ -67,6 +68,12 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
                 f"its alias {alias!r:.80} -> {name!r:.80} does not fit its tensors"
             )
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
 
 
 def largest_decoded(size: int, dtype: str) -> int:

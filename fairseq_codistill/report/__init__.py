@@ -24,7 +24,7 @@ keys of report.json (what is not known is null; updates and values are lists ali
                    references)
     models         each model, that is each group of each run:
       log, run, group, seed, run_id, git_commit
-      figures      the same keys, each a number; nll in bits a token or image,
+      figures      the same keys, each a number; nll in bits per token or image,
                    top1 in percent, staleness in updates, stall_share of seconds
       curves       train_nll, train_loss, eval_train_nll, valid_nll, valid_top1,
                    distance, alpha, codistill_loss, staleness, each as logged:

@@ -24,7 +24,7 @@ MOST_SETTINGS = 16
 # Settings that are of interest although only some of the runs have them.
 TELLING = {
     *("criterion", "label_smoothing", "codistill_num_groups", "codistill_interval"),
-    *("codistill_alpha", "codistill_alpha_growth", "codistill_mode"),
+    *("codistill_alpha", "codistill_alpha_growth", "codistill_mode", "codistill_peer_dropout"),
 }
 
 
@@ -101,8 +101,8 @@ PLOTS = (
 
 def _each(labels: Sequence[Label]) -> str:
     """Give what the runs count: images have a top-1 accuracy."""
-    models = [model for label in labels for model in label.models]
-    images = [len(series.curve(model.log, "valid_top1")) > 0 for model in models]
+    logs = [model.log for label in labels for model in label.models]
+    images = [any("top1" in line.values for line in [*log.train, *log.valid]) for log in logs]
     return "image" if all(images) else "token or image" if any(images) else "token"
 
 

@@ -24,6 +24,8 @@ _ASIDE = {
 # Hydra's own logging, with the folder of the run in it.
 _NOT_SETTINGS = {"job_logging_cfg"}
 _NOTHING = {"", "None", "'None'", "False"}
+# Flags that came later and whose default is something: logs of before do not have them.
+_LATER = {"codistill_head": "auto", "codistill_every": "1", "codistill_peer_dtype": "student"}
 
 
 def parse(text: str) -> Settings:
@@ -48,7 +50,11 @@ def parse(text: str) -> Settings:
 def difference(settings: Sequence[Settings]) -> list[str]:
     """Give the names of the settings in which runs differ, other than the seed and places."""
     names = dict.fromkeys(name for one in settings for name in one)
-    return [name for name in names if name not in _ASIDE and len(_values(name, settings)) > 1]
+    return [
+        name
+        for name in names
+        if name not in _ASIDE and len({_value(name, one) for one in settings}) > 1
+    ]
 
 
 def alike(one: Settings, other: Settings) -> bool:
@@ -56,14 +62,10 @@ def alike(one: Settings, other: Settings) -> bool:
     return bool(one) and bool(other) and not difference([one, other])
 
 
-def _values(name: str, settings: Sequence[Settings]) -> set[str]:
-    # A version of this plugin that did not know a setting did what its default does now.
-    newer = [
-        one
-        for one in settings
-        if name in one or not (name.startswith("codistill_") and "codistill_interval" in one)
-    ]
-    return {_plain(one.get(name, "None")) for one in newer}
+def _value(name: str, settings: Settings) -> str:
+    # A version of this plugin that did not know a flag yet did what the flag's default does now.
+    later = _LATER.get(name) if "codistill_interval" in settings else None
+    return _plain(settings.get(name, later or "None"))
 
 
 def _parts(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:

@@ -17,7 +17,7 @@ class Figures:
     """What there is to say of one model in numbers; None where the log does not tell.
 
     Attributes:
-        best_nll: lowest validation NLL, in bits a token.
+        best_nll: lowest validation NLL, in bits per token or image.
         best_update: where that was, the first time.
         last_nll: the newest validation NLL.
         best_top1: highest top-1 accuracy in validation, in percent; of images.

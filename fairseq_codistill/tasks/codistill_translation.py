@@ -40,9 +40,10 @@ DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
 
 @dataclass
 class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
-    """fairseq's translation settings, the codistillation settings, and three that it looks at."""
+    """fairseq's translation settings, the codistillation settings, and four that it looks at."""
 
     seed: int = II("common.seed")
+    amp: bool = II("common.amp")
     ddp_backend: str = II("distributed_training.ddp_backend")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
 
@@ -104,6 +105,11 @@ class CodistillTranslationTask(TranslationTask):
                 raise ConfigError(
                     f"--ddp-backend {self.cfg.ddp_backend} is not supported; use legacy_ddp or "
                     "pytorch_ddp"
+                )
+            if self.cfg.amp and self.cfg.codistill_peer_dtype != "student":
+                raise ConfigError(
+                    f"--codistill-peer-dtype {self.cfg.codistill_peer_dtype} means nothing with "
+                    "--amp, in whose half precision peers compute too; leave it out"
                 )
             if self.cfg.codistill_fused_ce and self.cfg.find_unused_parameters:
                 raise ConfigError(
