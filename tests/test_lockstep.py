@@ -7,7 +7,13 @@ from harness import LOCKSTEP, equal, launch
 FLAGS = [*LOCKSTEP, *"--codistill-interval 5 --optimizer adam --lr 0.01 --dropout 0.1".split()]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="1-worker"),
+        pytest.param(2, id="2-workers", marks=pytest.mark.full),
+    ],
+)
 def unbroken(request, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     return request.param, launch(corpus, out, *FLAGS, workers=request.param)
