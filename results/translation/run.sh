@@ -6,7 +6,7 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T6 (default: all, in this order)
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T8 T6 (default: all)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
 #   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
@@ -21,6 +21,8 @@
 #   T6  T4 with peers in eval mode: 9 runs
 #   T7  cheaper codistillation: the term on every 2nd, 4th and 8th update only, and snapshots as
 #       int8: 4 runs beside those of T1
+#   T8  T2's codistillation for as many epochs as all_reduce, twice the updates, with alpha no
+#       larger than at its end: 1 run
 #
 # In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
 #
@@ -39,7 +41,7 @@ source "$HERE/../publish.sh"
 ALPHA=0.001 GROWTH=1.5
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T8 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -60,8 +62,18 @@ while (($#)); do
     shift
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
+T8() {
+    over_parameterised
+    codistilled over $GROWTH $ALPHA $INTERVAL 1
+    codistilled over-long $GROWTH $ALPHA $INTERVAL 1 \
+        --max-update $((2 * STEPS)) --codistill-alpha-max 0.66
+    publish T8 "codistillation=$CHOSEN-seed1" \
+        "twice the updates=${CHOSEN/over/over-long}-seed1" \
+        "all_reduce, smoothing 0.1=over-all-reduce-smoothed-seed1"
+}
+
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T[1-7]$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T[1-8]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
