@@ -15,7 +15,6 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,9 +62,9 @@ def trained(
             how = network.METHODS[name]
             flags = [*how.flags, *VALIDATE, *(ALPHA if how.codistills else [])]
             method = network.Method(flags, how.codistills)
-            with network.training(method, made, server, data, folder) as logs:
-                time.sleep(seconds)
-            found[name] = [curve(log) for log in logs]
+            with network.training(method, made, server, data, folder) as now:
+                now.go_on(seconds)
+            found[name] = [curve(log) for log in now.logs]
             best = min(nll for one in found[name] for _, nll in one)
             print(f"  {megabits:g} Mbit/s, {name}: best NLL {best:.3f}", flush=True)
     return found

@@ -17,12 +17,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import measure
 import network
+
+from fairseq_codistill.exchange import WIRE_DTYPES
 
 sys.path.append(str(network.ROOT / "tests"))
 from hosts import Host, hosts, why_not  # noqa: E402
@@ -32,7 +33,6 @@ OFTEN, SELDOM = "codistillation, T = 50", "codistillation, T = 2500"
 COLUMNS = ["method", "bytes an update", "fewer than all_reduce"]
 # Between two snapshots, clear of both.
 QUIET_UPDATE = 30
-PATIENCE_SECONDS = 600.0
 
 
 def update(log: Path) -> int:
@@ -40,15 +40,12 @@ def update(log: Path) -> int:
     return int(network.lines(log)[-1]["num_updates"])
 
 
-def between(logs: Sequence[Path], host: Host, first: int, count: int) -> tuple[int, float]:
+def between(now: network.Training, host: Host, first: int, count: int) -> tuple[int, float]:
     """Count bytes, and seconds, from update ``first`` for ``count`` updates of the first host."""
     found = []
     for goal in (first, first + count):
-        last = time.monotonic()
-        while update(logs[0]) < goal:
-            if time.monotonic() > last + PATIENCE_SECONDS:
-                sys.exit(f"no update {goal} came:\n{logs[0].read_text()[-3000:]}")
-            time.sleep(0.1)
+        while update(now.logs[0]) < goal:
+            now.go_on(0.1)
         found.append((host.bytes_on_the_line(), time.monotonic()))
     (bytes_before, start), (bytes_after, end) = found
     return bytes_after - bytes_before, end - start
@@ -64,20 +61,20 @@ def counted(
     with hosts(2, None, meet=True) as made:
         for name, method in network.METHODS.items():
             if not method.codistills:
-                with network.training(method, made, server, data, folder) as logs:
-                    found[name] = between(logs, made[0], 20, 40)[0] / 40
+                with network.training(method, made, server, data, folder) as now:
+                    found[name] = between(now, made[0], 20, 40)[0] / 40
                 print(f"  {name}: {found[name]:,.0f}", flush=True)
-        with network.training(in_step, made, server, data, folder) as logs:
-            total, seconds = between(logs, made[0], 50 + QUIET_UPDATE, 50 * intervals)
+        with network.training(in_step, made, server, data, folder) as now:
+            total, seconds = between(now, made[0], 50 + QUIET_UPDATE, 50 * intervals)
         found[OFTEN] = total / (50 * intervals)
         an_update = seconds / (50 * intervals)
         print(f"  {OFTEN}: {found[OFTEN]:,.0f}; an update takes {an_update:.2f} s", flush=True)
-        with network.training(seldom, made, server, data, folder) as logs:
-            between(logs, made[0], QUIET_UPDATE, 0)
+        with network.training(seldom, made, server, data, folder) as now:
+            between(now, made[0], QUIET_UPDATE, 0)
             before = made[0].bytes_on_the_line()
-            time.sleep(idle_seconds)
+            now.go_on(idle_seconds)
             idle = (made[0].bytes_on_the_line() - before) / idle_seconds
-            if max(map(update, logs)) >= 2500:
+            if max(map(update, now.logs)) >= 2500:
                 sys.exit("--idle-seconds is too long: a snapshot was in it; give fewer")
         print(f"  between two snapshots: {idle:,.0f} bytes a second", flush=True)
     snapshot = total / intervals - idle * an_update * 50
@@ -91,7 +88,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--intervals", type=int, default=4, help="of T = 50")
     parser.add_argument("--idle-seconds", type=float, default=600)
-    parser.add_argument("--dtype", default="bfloat16", help="--codistill-snapshot-dtype")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=WIRE_DTYPES, help="--codistill-snapshot-dtype"
+    )
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

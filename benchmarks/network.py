@@ -117,11 +117,36 @@ def lines(log: Path) -> list[dict[str, float]]:
     ]
 
 
+@dataclass(frozen=True)
+class Training:
+    """A run under way.
+
+    Attributes:
+        logs: those that tell.
+        processes: all of them.
+    """
+
+    logs: list[Path]
+    processes: list[subprocess.Popen[bytes]]
+
+    def go_on(self, seconds: float) -> None:
+        """Wait so long, and stop everything if a process ends meanwhile: none is to."""
+        end = time.monotonic() + seconds
+        while True:
+            if any(process.poll() is not None for process in self.processes):
+                sys.exit(
+                    "training ended:\n" + "\n".join(log.read_text()[-3000:] for log in self.logs)
+                )
+            if (left := end - time.monotonic()) <= 0:
+                return
+            time.sleep(min(left, 0.5))
+
+
 @contextmanager
 def training(
     method: Method, made: Sequence[Host], server: S3Server, data: Path, folder: Path
-) -> Iterator[list[Path]]:
-    """Train on both hosts; give the logs that tell, once they begin to."""
+) -> Iterator[Training]:
+    """Train on both hosts; give that once the logs begin to tell."""
     processes, logs = [], []
     run = f"{folder.name}-{time.time_ns()}"
     for rank, host in enumerate(made):
@@ -144,12 +169,10 @@ def training(
         # The first worker logs for both.
         logs = logs[:1]
     try:
+        run_now = Training(logs, processes)
         while not all(lines(log) for log in logs):
-            for log in logs:
-                if any(process.poll() is not None for process in processes):
-                    sys.exit(f"training failed:\n{log.read_text()[-3000:]}")
-            time.sleep(0.5)
-        yield logs
+            run_now.go_on(0.5)
+        yield run_now
     finally:
         for process in processes:
             if process.poll() is None:
@@ -161,10 +184,11 @@ def measured(
     method: Method, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
 ) -> Seen:
     """Train for some time; give what was seen."""
-    with training(method, made, server, data, folder) as logs:
-        time.sleep(WARM_UP_SECONDS)
+    with training(method, made, server, data, folder) as now:
+        logs = now.logs
+        now.go_on(WARM_UP_SECONDS)
         first, bytes_before, start = _now(logs, made[0])
-        time.sleep(seconds)
+        now.go_on(seconds)
         last, bytes_after, end = _now(logs, made[0])
     words = updates = 0.0
     for before, after, log in zip(first, last, logs, strict=True):

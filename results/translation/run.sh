@@ -62,16 +62,6 @@ while (($#)); do
     shift
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
-T8() {
-    over_parameterised
-    codistilled over $GROWTH $ALPHA $INTERVAL 1
-    codistilled over-long $GROWTH $ALPHA $INTERVAL 1 \
-        --max-update $((2 * STEPS)) --codistill-alpha-max 0.66
-    publish T8 "codistillation=$CHOSEN-seed1" \
-        "twice the updates=${CHOSEN/over/over-long}-seed1" \
-        "all_reduce, smoothing 0.1=over-all-reduce-smoothed-seed1"
-}
-
 for experiment in $ONLY; do
     [[ $experiment =~ ^T[1-8]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
@@ -252,6 +242,17 @@ T7() {
     codistilled plain-int8 $GROWTH $ALPHA $INTERVAL 1 --codistill-snapshot-dtype int8
     publish T7 "codistillation=$CHOSEN-seed1" "${rows[@]}" \
         "int8 snapshots=${CHOSEN/plain/plain-int8}-seed1"
+}
+
+T8() {
+    over_parameterised
+    all_reduce over-all-reduce-smoothed 1 --label-smoothing 0.1
+    codistilled over $GROWTH $ALPHA $INTERVAL 1
+    codistilled over-long $GROWTH $ALPHA $INTERVAL 1 \
+        --max-update $((2 * STEPS)) --codistill-alpha-max 0.66
+    publish T8 "codistillation=$CHOSEN-seed1" \
+        "twice the updates=${CHOSEN/over/over-long}-seed1" \
+        "all_reduce, smoothing 0.1=over-all-reduce-smoothed-seed1"
 }
 
 for experiment in $ONLY; do
