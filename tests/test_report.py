@@ -18,13 +18,13 @@ from fairseq_codistill.codistillation import CodistillationConfig
 from fairseq_codistill.report import (
     KEYS,
     compare,
+    figures,
     labels,
     logs,
     plots,
     runs,
     series,
     settings,
-    table,
 )
 
 PREFIX = "2026-01-01 00:00:00 | INFO | {} | "
@@ -192,7 +192,7 @@ def test_a_restart_takes_the_place_of_what_it_repeats():
     assert [(line.update, line.values["loss"]) for line in log.inner] == [(10, 9), (20, 3), (30, 2)]
     assert [line.update for line in log.valid] == [15]
     assert log.restarts == 1
-    assert table.figures(log).seconds == 30
+    assert figures.measure(log).seconds == 30
 
 
 def test_the_same_update_again_counts_once():
@@ -216,7 +216,7 @@ def test_the_numbers_of_a_model():
     writer.valid(20, loss=6, nll_loss=2.5, top1=62.5)
     writer.inner(30, wps=140, wall=10, codistill_alpha=1, codistill_stall=2, codistill_staleness=-1)
     writer.valid(33, loss=5, nll_loss=2.75, top1=61)
-    assert table.figures(writer.log()) == table.Figures(
+    assert figures.measure(writer.log()) == figures.Figures(
         best_nll=2.5,
         best_update=20,
         last_nll=2.75,
@@ -233,26 +233,26 @@ def test_the_numbers_of_a_model():
 
 
 def test_the_numbers_of_a_log_that_tells_little():
-    one = table.figures(Writer().epoch(5, loss=3).log())
+    one = figures.measure(Writer().epoch(5, loss=3).log())
     assert one.updates == 5
     assert {one.best_nll, one.last_nll, one.words_per_second, one.alpha, one.stall_share} == {None}
     # Without label smoothing fairseq's cross_entropy logs its NLL as loss alone.
-    assert table.figures(Writer().inner(1, loss=1).valid(5, loss=3).log()).best_nll == 3
-    broken = table.figures(Writer().inner(1, loss=1).valid(5, loss=3).valid(6, loss="nan").log())
+    assert figures.measure(Writer().inner(1, loss=1).valid(5, loss=3).log()).best_nll == 3
+    broken = figures.measure(Writer().inner(1, loss=1).valid(5, loss=3).valid(6, loss="nan").log())
     assert broken.best_nll == 3
     assert math.isnan(broken.last_nll)
     # The clock begins again if a run goes on with its meters reset.
-    assert table.figures(Writer().inner(1, wall=7).inner(2, wall=5).log()).seconds == 12
+    assert figures.measure(Writer().inner(1, wall=7).inner(2, wall=5).log()).seconds == 12
 
 
 def test_the_spread_over_models():
     models = [
-        table.figures(Writer().inner(5, wps=w).valid(5, loss=x).log())
+        figures.measure(Writer().inner(5, wps=w).valid(5, loss=x).log())
         for w, x in ((10, 2), (20, 3), (60, 7))
     ]
-    spreads = table.spreads(models)
-    assert spreads["best_nll"] == table.Spread(4, 2, 7)
-    assert spreads["words_per_second"] == table.Spread(30, 10, 60)
+    spreads = figures.spreads(models)
+    assert spreads["best_nll"] == figures.Spread(4, 2, 7)
+    assert spreads["words_per_second"] == figures.Spread(30, 10, 60)
     assert spreads["alpha"] is None
 
 
@@ -377,7 +377,7 @@ def test_the_table_has_the_numbers(written):
     assert plain[2:] == ["40", plain[1], "40", "100", "-", "-", "-", "0"]
     assert both[1] == f"{base + 0.065:.3f} ({base + 0.01:.3f} to {base + 0.12:.3f})"
     # Staleness is -2, 0, 2, 4, 6 again and again; 20 lines of 0.02 s in 40 s.
-    assert both[6:] == ["0.5", "2", "1 %", "0"]
+    assert both[6:] == ["0.5", "2.0", "1 %", "0"]
     for picture in written.glob("*.png"):
         assert f"]({picture.name})" in text
 

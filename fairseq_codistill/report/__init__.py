@@ -2,9 +2,10 @@
 
 ``runs`` finds the logs of what the user named, ``logs`` parses them, ``settings`` tells which
 runs differ in their seed only and ``labels`` puts these into one line. ``series`` makes a mean
-and a band of several curves, ``table`` the numbers, ``plots`` the pictures. ``content`` says what
-a report holds, ``compare`` how far two lines are apart, ``scores`` how well a run translates,
-``markdown``, ``page`` and ``document`` say it, ``show`` ties them together.
+and a band of several curves, ``figures`` the numbers, ``compare`` tells how far two lines are
+apart, ``scores`` how well a run translates. ``content`` says what a report holds, ``tables`` and
+``pictures`` fill it (``wording`` writes the numbers, ``plots`` draws), ``build`` puts it together;
+``markdown``, ``page`` and ``document`` write it out, and ``show`` is the command.
 Nothing here imports torch or fairseq.
 """
 

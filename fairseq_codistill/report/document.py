@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fairseq_codistill.report import series, table
+from fairseq_codistill.report import figures, series
 from fairseq_codistill.report.labels import Label
 from fairseq_codistill.report.runs import Model, Run
 
@@ -26,7 +26,7 @@ def as_json(labels: Sequence[Label], notes: Sequence[str]) -> str:
 
 
 def _label(label: Label) -> dict[str, Any]:
-    spreads = table.spreads([table.figures(model.log) for model in label.models])
+    spreads = label.spreads()
     return {
         "label": label.name,
         "codistilled": label.codistilled,
@@ -47,7 +47,7 @@ def _model(run: Run, model: Model) -> dict[str, Any]:
         "seed": model.seed,
         "run_id": run.run_id,
         "git_commit": run.git_commit,
-        "figures": asdict(table.figures(model.log)),
+        "figures": asdict(figures.measure(model.log)),
         "curves": {
             name: {
                 "updates": [int(update) for update in one.updates],

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_codistill.report import figures
+from fairseq_codistill.report.figures import Spread
 from fairseq_codistill.report.runs import Model, Run
 from fairseq_codistill.report.settings import alike, difference
 
@@ -38,6 +40,17 @@ class Label:
             or any(line.values.get("codistill_peers") for line in model.log.train)
             for model in self.models
         )
+
+    def spreads(self) -> Mapping[str, Spread | None]:
+        """Give the spread of each of the ``Figures`` over its models."""
+        return figures.spreads([figures.measure(model.log) for model in self.models])
+
+
+def counted(labels: Sequence[Label]) -> str:
+    """Give what the runs count: images have a top-1 accuracy."""
+    logs = [model.log for label in labels for model in label.models]
+    images = [any("top1" in line.values for line in [*log.train, *log.valid]) for log in logs]
+    return "image" if all(images) else "token or image" if any(images) else "token"
 
 
 def group(runs: Sequence[Run], named: Sequence[tuple[str, Sequence[Run]]]) -> list[Label]:

@@ -7,19 +7,24 @@ from html import escape
 
 from fairseq_codistill.report.content import Content, Picture, Table
 
+# Pictures are below each other on a narrow screen and two abreast on a wide one; nothing but a
+# table ever scrolls sideways.
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 92rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd;
+th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 .number { text-align: right; }
+.pictures { display: grid; gap: 2rem 1.5rem; margin-top: 2.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 36rem), 1fr)); }
 figure { margin: 0; } img { max-width: 100%; height: auto; }
-figcaption, .caption { color: #555; font-size: .86rem; max-width: 52rem; margin-top: .4rem; }
+figcaption, .caption { color: #555; font-size: .86rem; max-width: 52rem; margin-top: .4rem;
+  overflow-wrap: anywhere; }
 """
 
 
@@ -27,7 +32,9 @@ def as_html(content: Content) -> str:
     """Give the page."""
     parts = [f"<h1>{escape(content.title)}</h1>", _table(content.main)]
     parts += [_table(table) for table in content.results]
-    parts += [_picture(picture) for picture in content.pictures]
+    if content.pictures:
+        pictures = "\n".join(_picture(picture) for picture in content.pictures)
+        parts.append(f'<div class="pictures">\n{pictures}\n</div>')
     parts += [_table(table) for table in content.tables]
     if content.notes:
         notes = "\n".join(f"<li>{escape(note)}</li>" for note in content.notes)
@@ -65,9 +72,9 @@ def _kind(table: Table, index: int) -> str:
 
 
 def _picture(picture: Picture) -> str:
+    # Its title stands in it.
     data = base64.b64encode(picture.png).decode("ascii")
     return (
-        f"<h2>{escape(picture.title)}</h2>\n<figure>"
-        f'<img alt="{escape(picture.alt)}" src="data:image/png;base64,{data}">\n'
+        f'<figure><img alt="{escape(picture.alt)}" src="data:image/png;base64,{data}">\n'
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.report import wording
 from fairseq_codistill.report.series import Band
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def draw(
         begin: the first of the updates to show.
     """
     height = max(PLOT_HEIGHT, LABEL_HEIGHT * (len(series) + 1))
-    names = [f"{_short(one.label)}  {number(one.band.mean[-1], digits)}" for one in series]
+    names = [f"{_short(one.label)}  {wording.number(one.band.mean[-1], digits)}" for one in series]
     sheet = _Sheet(names, height)
     axes = sheet.axes(0, height)
     _dress(axes)
@@ -131,7 +132,9 @@ def draw_rows(title: str, unit: str, series: Sequence[Series], digits: str) -> b
     """
     row = max(ROW_HEIGHT, (PLOT_HEIGHT / 2 + ROW_GAP) / len(series) - ROW_GAP)
     height = len(series) * (row + ROW_GAP) - ROW_GAP
-    names = [f"{_short(one.label)}  {number(one.band.mean.mean(), digits)}" for one in series]
+    names = [
+        f"{_short(one.label)}  {wording.number(one.band.mean.mean(), digits)}" for one in series
+    ]
     sheet = _Sheet(names, height)
     low, high = _range(series, 0.0)
     edge = 0.08 * (high - low) or 1.0
@@ -157,11 +160,6 @@ def draw_rows(title: str, unit: str, series: Sequence[Series], digits: str) -> b
         color=INK,
     )
     return sheet.png()
-
-
-def number(value: float, digits: str) -> str:
-    """Write a number; the same one, however it was added up, comes out the same."""
-    return f"{round(float(value), 9):{digits}}"
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

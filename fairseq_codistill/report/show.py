@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.report import content, labels, plots, runs
+from fairseq_codistill.report import labels, plots, runs
+from fairseq_codistill.report.build import build
 from fairseq_codistill.report.document import as_json
 from fairseq_codistill.report.markdown import as_markdown
 from fairseq_codistill.report.page import as_html
@@ -47,7 +48,7 @@ def report(
     together = [_find(run, read) for run in named]
     under = [(name, [_find(run, read) for run in some]) for name, *some in labelled]
     found = labels.group(together, under)
-    written = content.build(found)
+    written = build(found)
     files: dict[str, str | bytes] = {"report.md": as_markdown(written)}
     files |= {picture.file: picture.png for picture in written.pictures}
     if html:

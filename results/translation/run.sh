@@ -236,7 +236,7 @@ T7() {
     plain
     codistilled plain $GROWTH $ALPHA $INTERVAL 1
     for every in 2 4 8; do
-        codistilled plain-every$every $GROWTH $ALPHA $INTERVAL 1 --codistill-every $every
+        codistilled plain-every$every $GROWTH $ALPHA $INTERVAL 1 --codistill-every "$every"
         rows+=("every update in $every=${CHOSEN/plain/plain-every$every}-seed1")
     done
     codistilled plain-int8 $GROWTH $ALPHA $INTERVAL 1 --codistill-snapshot-dtype int8

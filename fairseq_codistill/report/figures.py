@@ -54,7 +54,7 @@ class Spread:
     max: float
 
 
-def figures(log: Log) -> Figures:
+def measure(log: Log) -> Figures:
     """Work out the numbers of one model."""
     validated = [(nll, line.update) for line in log.valid if (nll := _nll(line)) is not None]
     finite = [one for one in validated if math.isfinite(one[0])]

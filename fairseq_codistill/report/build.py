@@ -1,0 +1,73 @@
+"""Work out all of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fairseq_codistill.report import labels as grouping
+from fairseq_codistill.report import pictures, tables, wording
+from fairseq_codistill.report.content import Content
+from fairseq_codistill.report.labels import Label
+
+
+def build(labels: Sequence[Label]) -> Content:
+    """Work out and draw everything.
+
+    Raises:
+        UserError: if the models of a label have no update of training in common.
+    """
+    notes = [note for label in labels for run in label.runs for note in run.notes]
+    notes += grouping.notes(labels)
+    notes += [note for label in labels for note in _odd(label)]
+    drawn, said = pictures.pictures(labels)
+    notes += said
+    if not any(label.codistilled for label in labels):
+        notes.append("No run here has peers, so there is no picture of alpha, D and staleness.")
+    several = any(len(label.models) > 1 for label in labels)
+    return Content(
+        title="Codistillation report",
+        summary=summary(labels),
+        main=tables.main(labels),
+        results=[*tables.translations(labels), *tables.gaps(labels)],
+        pictures=drawn,
+        tables=[
+            *([tables.models(labels)] if several else []),
+            *tables.settings(labels),
+            tables.places(labels),
+        ],
+        notes=notes,
+    )
+
+
+def summary(labels: Sequence[Label]) -> list[str]:
+    """Say in one sentence a label what its best validation NLL is."""
+    said = []
+    for label in labels:
+        spread = label.spreads()
+        best, where = spread["best_nll"], spread["best_update"]
+        models = f"{len(label.models)} models, " if len(label.models) > 1 else ""
+        if best is None:
+            text = f"no validation in {wording.whole(spread['updates'])} updates"
+        else:
+            text = f"best validation NLL {wording.nll(best)} at update {wording.whole(where)}"
+            if spread["best_top1"] is not None:
+                text += f", best top-1 {wording.percent(spread['best_top1'])} %"
+        said.append(f"{label.name}: {models}{text}")
+    return said
+
+
+def _odd(label: Label) -> list[str]:
+    said = []
+    for model in label.models:
+        log, name = model.log, model.path
+        if log.torn:
+            lines = "1 line" if log.torn == 1 else f"{log.torn} lines"
+            said.append(f"{name}: {lines} could not be read and are left out.")
+        if not log.inner:
+            said.append(f"{name}: no line within an epoch; training is shown as epochs' means.")
+        for line in [*log.train, *log.valid]:
+            if not math.isfinite(line.values.get("loss", 0.0)):
+                said.append(f"{name}: a loss that is not finite, first at update {line.update}.")
+                break
+    return said
