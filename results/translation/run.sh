@@ -173,7 +173,7 @@ grow() {
     local training=$1 name=$2 experiment=$3 point rows=()
     for point in "${@:4}"; do
         local gamma=${point%:*} alpha=${point#*:}
-        "$training" "$name" "$gamma" "$alpha" $INTERVAL 1
+        "$training" "$name" "$gamma" "$alpha" "$INTERVAL" 1
         rows+=("gamma $gamma, first alpha $alpha=$name-gamma$gamma-alpha$alpha-interval$INTERVAL-seed1")
     done
     publish "$experiment" "${rows[@]}"
