@@ -50,8 +50,14 @@ def algorithm_1(
     gamma: float,
     lr: float,
     every: int = 1,
+    listens_to: dict[int, list[int]] | None = None,
 ) -> tuple[list[dict[str, torch.Tensor]], list[list[dict[str, float]]]]:
-    """Train n models; gives their weights, and each one's losses at each update."""
+    """Train n models; gives their weights, and each one's losses at each update.
+
+    Args: those of the paper, and who listens to whom (the paper: everyone to everyone else).
+    """
+    if listens_to is None:
+        listens_to = {i: [j for j in range(n) if j != i] for i in range(n)}
     with contextlib.redirect_stdout(io.StringIO()):
         args = options.parse_args_and_arch(
             options.get_training_parser(), [str(corpus), *TINY, *PLAIN]
@@ -82,12 +88,11 @@ def algorithm_1(
                 cross_entropy = cross_entropy + F.cross_entropy(
                     student, part["target"][real], reduction="sum"
                 )
-                for j in range(n):
-                    if j != i:
-                        with torch.no_grad():
-                            peer = models[j](**part["net_input"])[0][real]
-                        mse = (peer - student).square().mean(dim=1).sum()
-                        divergence = divergence + mse / (n - 1)
+                for j in listens_to[i]:
+                    with torch.no_grad():
+                        peer = models[j](**part["net_input"])[0][real]
+                    mse = (peer - student).square().mean(dim=1).sum()
+                    divergence = divergence + mse / len(listens_to[i])
             # With the divergence at every K-th update only, it counts K times there.
             weight = 0 if k % every else every * alpha_k
             loss = (cross_entropy + weight * divergence) / tokens

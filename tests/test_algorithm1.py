@@ -7,17 +7,22 @@ from reference import algorithm_1
 UPDATES = 24
 
 
+FACTORED = ["--codistill-head", "factored"]
+STAR = {0: [1, 2], 1: [0], 2: [0]}
+
+
 @pytest.mark.parametrize(
-    ("n", "workers", "update_freq", "every", "form"),
+    ("n", "workers", "update_freq", "every", "form", "listens_to"),
     [
-        (2, 1, 1, 1, []),
-        (2, 2, 1, 1, ["--codistill-head", "factored", "--codistill-fused-ce"]),
-        (2, 1, 2, 3, []),
-        (3, 1, 1, 1, ["--codistill-head", "factored"]),
+        (2, 1, 1, 1, [], None),
+        (2, 2, 1, 1, [*FACTORED, "--codistill-fused-ce"], None),
+        (2, 1, 2, 3, [], None),
+        (3, 1, 1, 1, [*FACTORED, "--codistill-topology", "star"], STAR),
+        pytest.param(3, 1, 1, 1, FACTORED, None, marks=pytest.mark.full),
     ],
 )
 def test_real_groups_equal_the_single_process_reference(
-    corpus, tmp_path, n, workers, update_freq, every, form
+    corpus, tmp_path, n, workers, update_freq, every, form, listens_to
 ):
     flags = [*LOCKSTEP, "--codistill-interval", "1", "--codistill-alpha", "0.7", *form]
     flags += ["--codistill-every", str(every)]
@@ -33,8 +38,9 @@ def test_real_groups_equal_the_single_process_reference(
         gamma=1.1,
         lr=0.5,
         every=every,
+        listens_to=listens_to,
     )
-    for run, weights, truth in zip(runs, reference, losses, strict=True):
+    for i, (run, weights, truth) in enumerate(zip(runs, reference, losses, strict=True)):
         off = distance(run.weights(), weights)
         print(f"{n=} {workers=} {update_freq=}: ||w - ref|| / ||ref|| = {off:.1e}")
         assert off <= 1e-5
@@ -53,7 +59,9 @@ def test_real_groups_equal_the_single_process_reference(
             ours, true = column(lines[::step], key), column(truth[::step], key)
             assert ours == pytest.approx(true, abs=tolerance), key
         assert set(column(lines[::every], "codistill_staleness")) == {0}
-        assert set(column(lines, "codistill_peers")) == {n - 1}
+        assert set(column(lines, "codistill_peers")) == {
+            len(listens_to[i]) if listens_to else n - 1
+        }
         # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
         assert lines[-1]["epoch"] > 1
         assert min(column(truth[::every], "codistill_loss")) > 1e-3

@@ -453,3 +453,35 @@ def test_what_the_students_dtype_cannot_hold_is_rejected(join):
     with pytest.raises(ExchangeError, match=r"'weight' holds numbers too large for .*float16"):
         sides[0].at_boundary(0, 1)
     assert sides[0].take_changes()["rejected"] == 1
+
+
+def test_a_group_learns_from_those_it_listens_to_alone(tmp_path, join, caplog):
+    """A chain: 0 trains alone, 1 listens to 0, and 2 to 0 and 1."""
+    chain = tmp_path / "chain.txt"
+    chain.write_text("0:\n1: 0\n2: 0 1\n")
+    settings = {"codistill_num_groups": 3, "codistill_topology": str(chain)}
+    caplog.set_level("INFO")
+    sides = [join(i, **settings) for i in range(3)]
+    # In this order nobody waits for what is not there yet.
+    for side in sides:
+        side.at_boundary(0, 1)
+    assert [[peer.group for peer in side.peers] for side in sides] == [[], [0], [0, 1]]
+    x = torch.ones(2, 3)
+    logits = [side.model(x) for side in sides]
+    terms = [side.term(z, lambda peer: peer(x)) for side, z in zip(sides, logits, strict=True)]
+    mse = [[(a - b).square().mean(dim=-1) for a in logits] for b in logits]
+    assert terms[0] is None
+    torch.testing.assert_close(terms[1], mse[1][0])
+    torch.testing.assert_close(terms[2], (mse[2][0] + mse[2][1]) / 2)
+    said = [line for line in caplog.messages if "topology" in line]
+    assert said == [f"topology {chain}: listens to {who}" for who in ("nobody", "0", "0, 1")]
+
+
+def test_a_group_of_another_vocabulary_is_refused_by_those_alone_who_listen(join, tmp_path):
+    chain = tmp_path / "chain.txt"
+    chain.write_text("0:\n1: 0\n2: 1\n")
+    settings = {"codistill_num_groups": 3, "codistill_topology": str(chain)}
+    join(1, vocabulary="other", **settings)
+    join(0, **settings)
+    with pytest.raises(ConfigError, match="group 1 trains with another target vocabulary"):
+        join(2, **settings)

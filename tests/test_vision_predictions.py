@@ -11,30 +11,37 @@ from fairseq_codistill.vision import models
 UPDATES, LR, BATCH = 20, 0.05, 8
 
 
-def train(data, folder, *flags, processes=2) -> list[Run]:
-    """Run two groups, started together, to their end."""
-    predictions = ["--codistill-exchange", "predictions", "--codistill-num-groups", "2"]
+def train(data, folder, *flags, groups=2, workers=1) -> list[Run]:
+    """Run groups, started together, to their end."""
+    predictions = ["--codistill-exchange", "predictions", "--codistill-num-groups", str(groups)]
     command = [*PROGRAM, "--data", str(data), *TINY, "--save-dir", str(folder), *predictions]
-    run_workers([*command, *flags], processes)
-    folders = [folder / f"group-{i}" for i in (0, 1)]
+    run_workers([*command, *flags], groups * workers)
+    folders = [folder / f"group-{i}" for i in range(groups)]
     return [Run(one, (one / "log.txt").read_text()) for one in folders]
 
 
 @pytest.mark.parametrize(
-    ("workers", "update_freq", "every"), [(1, 1, 2), pytest.param(2, 2, 1, marks=pytest.mark.full)]
+    ("groups", "workers", "update_freq", "every", "topology"),
+    [
+        (2, 1, 1, 2, "all"),
+        pytest.param(2, 2, 2, 1, "all", marks=pytest.mark.full),
+        pytest.param(3, 1, 1, 1, "ring", marks=pytest.mark.full),
+    ],
 )
-def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update_freq, every):
+def test_groups_equal_the_single_process_reference(
+    tmp_path, groups, workers, update_freq, every, topology
+):
     data = write_images(tmp_path / "data", train=20 * workers * update_freq)
     flags = [
         *["--arch", ARCH, "--augmentation", "none", "--lr", str(LR), "--lr-schedule", "constant"],
         *["--momentum", "0", "--weight-decay", "0", "--codistill-alpha", "0.7"],
-        *["--codistill-every", str(every)],
+        *["--codistill-every", str(every), "--codistill-topology", topology],
         *["--batch-size", str(BATCH), "--update-freq", str(update_freq)],
         *["--epochs", "9", "--max-update", str(UPDATES), "--validate-interval", "9"],
     ]
-    runs = train(data, tmp_path / "out", *flags, processes=2 * workers)
+    runs = train(data, tmp_path / "out", *flags, groups=groups, workers=workers)
     initial = []
-    for group in (0, 1):
+    for group in range(groups):
         # What torch draws for a model after it was told the group's seed.
         torch.manual_seed(1 + SEED_STEP * group)
         initial.append(models.student(models.describe(ARCH, 3, 4, 12)).state_dict())
@@ -50,6 +57,7 @@ def test_two_groups_equal_the_single_process_reference(tmp_path, workers, update
         lr=LR,
         predictions=True,
         every=every,
+        ring=topology == "ring",
     )
     for run, state, truth in zip(runs, reference, losses, strict=True):
         named = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}

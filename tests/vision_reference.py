@@ -78,14 +78,16 @@ def algorithm_1(
     lr: float,
     predictions: bool = False,
     every: int = 1,
+    ring: bool = False,
 ) -> tuple[list[State], list[list[dict[str, float]]]]:
     """Train n models from their initial states; gives their last ones, and each one's losses.
 
     Peers are run in eval mode, or, if it is predictions that are swapped, in training mode on the
-    batches of the first model, which are everyone's.
+    batches of the first model, which are everyone's.  In a ring each listens to the one before.
     """
     images, targets = images_of(data / "train")
     n = len(initial)
+    listens_to = [[(i - 1) % n] if ring else [j for j in range(n) if j != i] for i in range(n)]
     models = [{k: v.double() for k, v in state.items()} for state in initial]
     trained = [name for name in models[0] if name.endswith(("weight", "bias"))]
     per_update = workers * update_freq * batch_size
@@ -109,11 +111,10 @@ def algorithm_1(
                     student = resnet8(x, models[i] | leaves, running)
                     nll = F.cross_entropy(student, y)
                     cross_entropy = cross_entropy + nll / (workers * update_freq)
-                    for j in range(n):
-                        if j != i:
-                            peer = resnet8(x, models[j], {} if predictions else None)
-                            mse = (peer - student).square().mean()
-                            divergence = divergence + mse / (n - 1) / (workers * update_freq)
+                    for j in listens_to[i]:
+                        peer = resnet8(x, models[j], {} if predictions else None)
+                        mse = (peer - student).square().mean() / len(listens_to[i])
+                        divergence = divergence + mse / (workers * update_freq)
             # With the divergence at every K-th update only, it counts K times there.
             weight = 0 if k % every else every * alpha_k
             loss = cross_entropy + weight * divergence

@@ -6,7 +6,8 @@
 The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
 (``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
 copies (``peers``), and the sum divided by n - 1 (``term``); ``at_boundary`` stands between update
-k - 1 and update k.
+k - 1 and update k.  With a topology j runs over those that i listens to, with their number for
+n - 1; so it does while some of them have no snapshot yet, or one too old.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Codistillation:
         self._changes = dict.fromkeys(CHANGES, 0)
         self._told = dict(self._changes)
 
-        others = [j for j in range(config.codistill_num_groups) if j != config.codistill_group]
+        listens_to = config.listens_to()
         self._peers = {
             j: Peer(
                 j,
@@ -100,14 +101,14 @@ class Codistillation:
                 dtype=config.codistill_peer_dtype,
                 dropout=config.codistill_peer_dropout,
             )
-            for j in others
+            for j in listens_to
         }
         self._membership: Membership | None = None
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
             exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
             if self.workers.leader:
-                self._membership = Membership(config, group, state, exchange, others)
+                self._membership = Membership(config, group, state, exchange)
         self._reader = Reader(
             exchange,
             group.seed,
@@ -115,12 +116,15 @@ class Codistillation:
             largest=_largest(state()),
             prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
         )
+        if config.codistill_topology != "all":
+            named = ", ".join(map(str, listens_to)) or "nobody"
+            self._say(f"topology {config.codistill_topology}: listens to {named}")
         self._source: Source
         if config.codistill_mode == "lockstep":
             interval, timeout = config.codistill_interval, config.codistill_timeout
-            self._source = LockstepSource(self._reader, self.workers, others, interval, timeout)
+            self._source = LockstepSource(self._reader, self.workers, listens_to, interval, timeout)
         else:
-            self._source = AsyncSource(self._reader, self.workers, others)
+            self._source = AsyncSource(self._reader, self.workers, listens_to)
 
     # Between two updates.
 
@@ -234,7 +238,7 @@ class Codistillation:
             staleness = self.update - peer.update
             if staleness > self._max_staleness and peer.group not in self._stale:
                 self._stale.add(peer.group)
-                self._say(
+                self._changed(
                     "stale",
                     f"peer {peer.group} stale: its snapshot of update {peer.update} is "
                     f"{staleness} updates old, more than --codistill-max-staleness "
@@ -242,14 +246,18 @@ class Codistillation:
                 )
             elif staleness <= self._max_staleness and peer.group in self._stale:
                 self._stale.discard(peer.group)
-                self._say(
+                self._changed(
                     "back",
                     f"peer {peer.group} back: update {peer.update}, from update {self.update} on",
                 )
 
-    def _say(self, change: str, line: str) -> None:
-        """Count a change, and log it once a group."""
+    def _changed(self, change: str, line: str) -> None:
+        """Count a change, and log it."""
         self._changes[change] += 1
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        """Log a line, once a group."""
         logger.log(logging.INFO if self.workers.leader else logging.DEBUG, line)
 
     def _refresh(self) -> None:
@@ -263,7 +271,7 @@ class Codistillation:
                 self._source.refuse(snapshot, rejection)
                 continue
             change = "first_seen" if first else "refreshed"
-            self._say(
+            self._changed(
                 change,
                 f"peer {manifest.group} {change.replace('_', ' ')}: update {manifest.update}, "
                 f"sha256 {manifest.sha256[:16]}, from update {self.update} on",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, List, Optional
 
 from fairseq_codistill.codistillation.peer import PEER_DTYPES
+from fairseq_codistill.codistillation.topology import listens_to
 from fairseq_codistill.exchange import WIRE_DTYPES
 from fairseq_codistill.objective import (
     DIVERGENCES,
@@ -67,6 +68,11 @@ class CodistillationConfig:
     codistill_snapshot_dtype: str = _flag(
         "bfloat16", "what weights travel in: " + ", ".join(WIRE_DTYPES)
     )
+    codistill_topology: str = _flag(
+        "all",
+        "who listens to whom; all; ring: i to i-1; star: 0 and each other, both ways; or a file "
+        "with a line for each group, as in 2: 0 1",
+    )
     codistill_divergence: str = _flag(
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)
     )
@@ -121,6 +127,18 @@ class CodistillationConfig:
         if self.codistill_keep is not None:
             return self.codistill_keep
         return 0 if self.codistill_mode == "lockstep" else 3
+
+    def listens_to(self) -> List[int]:
+        """Give the groups that this one learns from.
+
+        Raises:
+            ConfigError: if the topology is unknown or does not fit the number of groups.
+        """
+        topology = self.codistill_topology
+        try:
+            return listens_to(topology, self.codistill_num_groups, self.codistill_group)
+        except ValueError as error:
+            raise ConfigError(f"--codistill-topology {topology}: {error}") from None
 
     @property
     def needs_exchange(self) -> bool:
@@ -182,6 +200,8 @@ class CodistillationConfig:
                 f"--codistill-dir is missing; with --codistill-num-groups {n}, name a folder or "
                 "URI that all groups share"
             )
+        if self.needs_exchange:
+            self.listens_to()  # It says what is wrong with the topology.
         if not self.codistill_run_id:
             raise ConfigError(
                 "--codistill-run-id is empty; give all groups of the run one name, or leave it out"

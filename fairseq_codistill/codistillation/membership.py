@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,6 @@ class Membership:
         group: what this group is to others.
         state: gives the student's current state, names -> tensors.
         exchange: of the run.
-        others: indices of the other groups.
 
     Raises:
         ConfigError: if two groups have one seed, or (lockstep) different vocabularies.
@@ -81,7 +80,6 @@ class Membership:
         group: Group,
         state: Callable[[], Mapping[str, Tensor]],
         exchange: Exchange,
-        others: Sequence[int],
     ) -> None:
         self._config = config
         self._group = group
@@ -99,8 +97,9 @@ class Membership:
         # A restart has passed all this before.  In async mode it does not even need the exchange.
         self._presence.claim(needed=self._lockstep or restarts == 0)
         try:
-            for other in others if restarts == 0 else ():
-                self._check_fits(other)
+            for other in range(config.codistill_num_groups) if restarts == 0 else ():
+                if other != config.codistill_group:
+                    self._check_fits(other)
         except ConfigError:
             self._presence.release(finished=False)
             raise
@@ -210,7 +209,8 @@ class Membership:
                 f"--seed {alive.seed} is that of group {other} too; give every group a seed of "
                 "its own, 1000003 apart"
             )
-        if alive.vocabulary != self._group.vocabulary and self._lockstep:
+        listened = self._lockstep and other in self._config.listens_to()
+        if listened and alive.vocabulary != self._group.vocabulary:
             raise ConfigError(
                 f"--codistill-mode lockstep: group {other} trains with another target vocabulary "
                 "and cannot be left out; prepare the data of all groups with one dictionary, or "

@@ -45,8 +45,8 @@ class PredictionExchange:
         self._update = update
         self._every = config.codistill_every
         self._counterparts = counterparts
-        groups, own = config.codistill_num_groups, config.codistill_group
-        self._others = [j for j in range(groups) if j != own]
+        self._groups = groups = config.codistill_num_groups
+        self._listens_to = config.listens_to()
         self._schedule = config.alpha_schedule()
         self._divergence = config.divergence()
         self._stall = 0.0
@@ -61,8 +61,8 @@ class PredictionExchange:
 
     @property
     def peers(self) -> list[int]:
-        """The other groups, unless alpha is 0."""
-        return self._others if self.alpha > 0 else []
+        """The groups that this one listens to, unless alpha is 0."""
+        return self._listens_to if self.alpha > 0 else []
 
     @property
     def weight(self) -> float:
@@ -85,27 +85,30 @@ class PredictionExchange:
         self.alpha = self._schedule(epoch, update)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
-        """Give the mean over the other groups of D(f_j(x), f_i(x)), without ``weight``.
+        """Give the mean over the peers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), of which the others get the logits, of shape (..., classes).
             forward: not needed, for no peer is run.
 
         Returns:
-            One number a row, of shape (...), or None if ``weight`` is 0.
+            One number a row, of shape (...), or None if ``weight`` is 0 or there is no peer.
         """
         if not self.weight:
             return None
         student = as_logits(student)
         own = student.detach().contiguous()
-        logits = [torch.empty_like(own) for _ in range(len(self._others) + 1)]
+        logits = [torch.empty_like(own) for _ in range(self._groups)]
         start = time.perf_counter()
         dist.all_gather(logits, own, group=self._counterparts)
         self._stall += time.perf_counter() - start
+        if not self._listens_to:
+            # The others needed its logits all the same.
+            return None
         total = student.new_zeros(student.shape[:-1], dtype=torch.float32)
-        for j in self._others:
+        for j in self._listens_to:
             total = total + self._divergence(student, logits[j])
-        return total / len(self._others)
+        return total / len(self._listens_to)
 
     def finish(self, update: int) -> None:
         """There is nothing to end."""
