@@ -4,13 +4,15 @@ Nothing of fairseq_codistill is used.  fairseq builds the models and the batches
 ``fairseq-train`` with the same seeds.
 """
 
+import argparse
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import options, tasks, utils
+from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.data import iterators
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from harness import PLAIN, SEED_STEP, TINY
@@ -51,10 +53,12 @@ def algorithm_1(
     lr: float,
     every: int = 1,
     listens_to: dict[int, list[int]] | None = None,
+    teachers: Sequence[Path] = (),
 ) -> tuple[list[dict[str, torch.Tensor]], list[list[dict[str, float]]]]:
     """Train n models; gives their weights, and each one's losses at each update.
 
-    Args: those of the paper, and who listens to whom (the paper: everyone to everyone else).
+    Args: those of the paper, who listens to whom (the paper: everyone to everyone else), and
+    checkpoints of models that are peers of everyone and never change (the paper: none).
     """
     if listens_to is None:
         listens_to = {i: [j for j in range(n) if j != i] for i in range(n)}
@@ -74,6 +78,12 @@ def algorithm_1(
         seed = cfg.common.seed + SEED_STEP * i
         data.append(batches(task, models[i], cfg, seed, workers, update_freq))
 
+    frozen = []
+    for path in teachers:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            (teacher,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task)
+        frozen.append(teacher.double().eval())
+
     losses: list[list[dict[str, float]]] = [[] for _ in range(n)]
     for k in range(updates):
         gradients = []
@@ -88,11 +98,12 @@ def algorithm_1(
                 cross_entropy = cross_entropy + F.cross_entropy(
                     student, part["target"][real], reduction="sum"
                 )
-                for j in listens_to[i]:
+                others = [*(models[j] for j in listens_to[i]), *frozen]
+                for other in others:
                     with torch.no_grad():
-                        peer = models[j](**part["net_input"])[0][real]
+                        peer = other(**part["net_input"])[0][real]
                     mse = (peer - student).square().mean(dim=1).sum()
-                    divergence = divergence + mse / len(listens_to[i])
+                    divergence = divergence + mse / len(others)
             # With the divergence at every K-th update only, it counts K times there.
             weight = 0 if k % every else every * alpha_k
             loss = (cross_entropy + weight * divergence) / tokens

@@ -15,6 +15,7 @@ from fairseq_codistill.codistillation import (
     CodistillationConfig,
     ConfigError,
     Group,
+    Teacher,
     algorithm,
     membership,
 )
@@ -38,7 +39,7 @@ def join(tmp_path):
     """Make one group's side, with the model it has at hand as ``.model``."""
     made = []
 
-    def make(group, seed=None, vocabulary="v", model=None, build=None, **settings):
+    def make(group, seed=None, vocabulary="v", model=None, build=None, teachers=(), **settings):
         settings = {
             "codistill_dir": str(tmp_path),
             "codistill_num_groups": 2,
@@ -59,7 +60,7 @@ def join(tmp_path):
             build=build or (lambda config, tensors: nn.Linear(3, config["classes"])),
             like=next(model.parameters()),
         )
-        side = Codistillation(config, who, model.state_dict)
+        side = Codistillation(config, who, model.state_dict, teachers)
         side.model = model
         made.append(side)
         return side
@@ -485,3 +486,71 @@ def test_a_group_of_another_vocabulary_is_refused_by_those_alone_who_listen(join
     join(0, **settings)
     with pytest.raises(ConfigError, match="group 1 trains with another target vocabulary"):
         join(2, **settings)
+
+
+class Constant(nn.Module):
+    """Gives the same logits for whatever it is shown."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.logits = nn.Parameter(torch.full((5,), float(value)))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 5)
+
+
+def teacher(value, dtype="student"):
+    return Teacher("t.pt", Constant(value), torch.zeros(1), dtype=dtype)
+
+
+def test_one_group_with_teachers_needs_no_exchange(join, tmp_path):
+    settings = {"codistill_num_groups": 1, "codistill_dir": None, "codistill_teachers": "a:b"}
+    side = join(0, teachers=[teacher(1), teacher(3)], **settings)
+    side.at_boundary(0, 1)
+    assert len(side.peers) == 2
+    student = torch.zeros(4, 5, requires_grad=True)
+    term = side.term(student, lambda module: module(torch.ones(4, 3)))
+    torch.testing.assert_close(term, torch.full((4,), (1.0 + 9.0) / 2))
+    assert side.staleness == 0
+    assert set(side.take_changes().values()) == {0}
+    side.finish(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_counts_as_one_more_peer(join):
+    sides = [join(0, teachers=[teacher(2)], codistill_teachers="t.pt"), join(1)]
+    both_at(sides, 0)
+    sides[0].at_boundary(0, 1)
+    assert [getattr(one, "group", "teacher") for one in sides[0].peers] == [1, "teacher"]
+    sides[0].at_boundary(1, 1)
+    # The peer's snapshot is of update 0; a teacher has no age.
+    assert sides[0].staleness == 1
+    x = torch.ones(2, 3)
+    student = sides[0].model(x)
+    term = sides[0].term(student, lambda module: module(x))
+    peer = (student - sides[1].model(x)).square().mean(dim=-1)
+    torch.testing.assert_close(term, (peer + (student - 2).square().mean(dim=-1)) / 2)
+
+
+def test_a_burn_in_asks_no_teacher(join):
+    settings = {"codistill_num_groups": 1, "codistill_dir": None, "codistill_burn_in": 2}
+    side = join(0, teachers=[teacher(1)], codistill_teachers="a", **settings)
+    side.at_boundary(1, 1)
+    assert side.peers == []
+    side.at_boundary(2, 1)
+    assert len(side.peers) == 1
+
+
+def test_a_teacher_is_constant_and_of_the_students_kind():
+    module = Constant(1).train()
+    made = Teacher("t.pt", module, torch.zeros(1, dtype=torch.float64), dtype="student")
+    assert made.module.logits.dtype == torch.float64
+    assert not made.module.training
+    assert not made.module.logits.requires_grad
+    assert teacher(1, dtype="bfloat16").module.logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "student"), (1e6, "float16")])
+def test_a_teacher_of_no_finite_numbers_is_refused(value, dtype):
+    with pytest.raises(ConfigError, match=r"--codistill-teachers t.pt: its tensor 'logits'"):
+        teacher(value, dtype)

@@ -35,6 +35,8 @@ TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
             {"codistill_head": "factored", "codistill_divergence": "kl"},
             "--codistill-head factored does not go with --codistill-divergence kl",
         ),
+        ({"codistill_teachers": "a.pt::b.pt"}, "--codistill-teachers 'a.pt::b.pt' has a file wi"),
+        ({"codistill_teachers": ""}, "--codistill-teachers '' has a file without a name; give"),
         ({"codistill_every": 0}, "--codistill-every 0 is too small; give 1"),
         ({"codistill_burn_in": -5}, "--codistill-burn-in -5 is too small; give 0"),
         ({"codistill_alpha_schedule": "step"}, "needs --codistill-alpha-milestones; name the"),

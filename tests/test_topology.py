@@ -55,7 +55,7 @@ def test_a_file_that_does_not_fit(tmp_path, text, says):
         codistill_dir="x", codistill_num_groups=2, codistill_topology=str(path)
     )
     with pytest.raises(ConfigError) as caught:
-        settings.check()
+        settings.listens_to()
     assert str(caught.value).startswith(f"--codistill-topology {path}: {says}")
 
 
@@ -67,5 +67,8 @@ def test_what_is_no_topology(tmp_path, make):
         listens_to(str(path), 2, 0)
 
 
-def test_one_group_needs_no_topology():
-    CodistillationConfig(codistill_topology="nowhere").check()
+def test_a_model_is_loaded_without_the_file_it_was_trained_with():
+    """``check`` is asked for that too, with the settings of the checkpoint."""
+    CodistillationConfig(
+        codistill_dir="x", codistill_num_groups=2, codistill_topology="gone.txt"
+    ).check()

@@ -5,6 +5,7 @@ formulas, images are read with Pillow and put in order with NumPy.  Only the wei
 come from outside.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,16 +80,19 @@ def algorithm_1(
     predictions: bool = False,
     every: int = 1,
     ring: bool = False,
+    teachers: Sequence[State] = (),
 ) -> tuple[list[State], list[list[dict[str, float]]]]:
     """Train n models from their initial states; gives their last ones, and each one's losses.
 
     Peers are run in eval mode, or, if it is predictions that are swapped, in training mode on the
     batches of the first model, which are everyone's.  In a ring each listens to the one before.
+    Teachers are peers of everyone that never change.
     """
     images, targets = images_of(data / "train")
     n = len(initial)
     listens_to = [[(i - 1) % n] if ring else [j for j in range(n) if j != i] for i in range(n)]
     models = [{k: v.double() for k, v in state.items()} for state in initial]
+    frozen = [{k: v.double() for k, v in state.items()} for state in teachers]
     trained = [name for name in models[0] if name.endswith(("weight", "bias"))]
     per_update = workers * update_freq * batch_size
     per_epoch = len(images) // per_update
@@ -111,9 +115,10 @@ def algorithm_1(
                     student = resnet8(x, models[i] | leaves, running)
                     nll = F.cross_entropy(student, y)
                     cross_entropy = cross_entropy + nll / (workers * update_freq)
-                    for j in listens_to[i]:
-                        peer = resnet8(x, models[j], {} if predictions else None)
-                        mse = (peer - student).square().mean() / len(listens_to[i])
+                    others = [*(models[j] for j in listens_to[i]), *frozen]
+                    for other in others:
+                        peer = resnet8(x, other, {} if predictions else None)
+                        mse = (peer - student).square().mean() / len(others)
                         divergence = divergence + mse / (workers * update_freq)
             # With the divergence at every K-th update only, it counts K times there.
             weight = 0 if k % every else every * alpha_k

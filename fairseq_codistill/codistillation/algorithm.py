@@ -7,7 +7,8 @@ The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
 (``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
 copies (``peers``), and the sum divided by n - 1 (``term``); ``at_boundary`` stands between update
 k - 1 and update k.  With a topology j runs over those that i listens to, with their number for
-n - 1; so it does while some of them have no snapshot yet, or one too old.
+n - 1; so it does while some of them have no snapshot yet, or one too old.  Teachers are f_j that
+never change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +27,7 @@ from fairseq_codistill.codistillation.config import CodistillationConfig, Config
 from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer, cuda_devices
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
+from fairseq_codistill.codistillation.teacher import Teacher
 from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import (
     Exchange,
@@ -57,14 +59,15 @@ class Codistillation:
     Every worker of the group makes one, and all call ``at_boundary`` for the same updates.
 
     Args:
-        config: checked settings, with more than one group.
+        config: checked settings, with somebody to learn from.
         group: what this group is to others.
         state: gives the student's current state, names -> tensors.
+        teachers: those of ``config.teachers``.
 
     Raises:
-        ConfigError: if the exchange is none, another process has this group's index, two groups
-            have one seed, (lockstep) different vocabularies, or peers are to compute in what this
-            device is slow at.
+        ConfigError: if the topology does not fit, the exchange is none, another process has this
+            group's index, two groups have one seed, (lockstep) different vocabularies, or peers
+            are to compute in what this device is slow at.
         ExchangeError: if the exchange cannot be read or written.
     """
 
@@ -73,6 +76,7 @@ class Codistillation:
         config: CodistillationConfig,
         group: Group,
         state: Callable[[], Mapping[str, Tensor]],
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         if group.like.device.type == "cpu" and config.codistill_peer_dtype == "float16":
             raise ConfigError(
@@ -93,6 +97,10 @@ class Codistillation:
         self._told = dict(self._changes)
 
         listens_to = config.listens_to()
+        if config.codistill_topology != "all":
+            named = ", ".join(map(str, listens_to)) or "nobody"
+            self._say(f"topology {config.codistill_topology}: listens to {named}")
+        self._teachers = list(teachers)
         self._peers = {
             j: Peer(
                 j,
@@ -103,28 +111,37 @@ class Codistillation:
             )
             for j in listens_to
         }
+        # One group with teachers needs no exchange.
         self._membership: Membership | None = None
+        self._reader: Reader | None = None
+        self._source: Source | None = None
+        if config.needs_exchange:
+            self._meet(config, group, state, listens_to)
+
+    def _meet(
+        self,
+        config: CodistillationConfig,
+        group: Group,
+        state: Callable[[], Mapping[str, Tensor]],
+        listens_to: Sequence[int],
+    ) -> None:
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
             exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
             if self.workers.leader:
                 self._membership = Membership(config, group, state, exchange)
-        self._reader = Reader(
+        self._reader = reader = Reader(
             exchange,
             group.seed,
             group.vocabulary,
             largest=_largest(state()),
             prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
         )
-        if config.codistill_topology != "all":
-            named = ", ".join(map(str, listens_to)) or "nobody"
-            self._say(f"topology {config.codistill_topology}: listens to {named}")
-        self._source: Source
         if config.codistill_mode == "lockstep":
             interval, timeout = config.codistill_interval, config.codistill_timeout
-            self._source = LockstepSource(self._reader, self.workers, listens_to, interval, timeout)
+            self._source = LockstepSource(reader, self.workers, listens_to, interval, timeout)
         else:
-            self._source = AsyncSource(self._reader, self.workers, listens_to)
+            self._source = AsyncSource(reader, self.workers, listens_to)
 
     # Between two updates.
 
@@ -150,31 +167,33 @@ class Codistillation:
             self._refresh()
             self._look_at_staleness()
         if self._membership is not None:
-            self._membership.tell({p.group: p.update for p in self.peers if p.update is not None})
+            live = self._live() if self.alpha > 0 else []
+            self._membership.tell({p.group: p.update for p in live if p.update is not None})
         self._stall += time.perf_counter() - start
 
     def finish(self, update: int) -> None:
         """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
-        self._source.stop()
+        if self._source is not None:
+            self._source.stop()
         self.workers.close()
         if self._membership is not None:
             self._membership.finish(update, self.epoch)
 
     def abandon(self) -> None:
         """End without having reached the end."""
-        self._source.stop()
+        if self._source is not None:
+            self._source.stop()
         if self._membership is not None:
             self._membership.abandon()
 
     # Within an update.
 
     @property
-    def peers(self) -> list[Peer]:
-        """The live peers: those whose term counts in this update."""
+    def peers(self) -> list[Peer | Teacher]:
+        """The live peers and the teachers: those whose term counts in this update."""
         if self.alpha == 0:
             return []
-        loaded = (peer for peer in self._peers.values() if peer.update is not None)
-        return [peer for peer in loaded if peer.group not in self._stale]
+        return [*self._live(), *self._teachers]
 
     @property
     def weight(self) -> float:
@@ -183,9 +202,12 @@ class Codistillation:
 
     @property
     def staleness(self) -> float:
-        """Mean over the live peers of this group's update minus the peer snapshot's; 0 if none."""
-        ages = [self.update - peer.update for peer in self.peers if peer.update is not None]
-        return sum(ages) / len(ages) if ages else 0.0
+        """Mean over the live peers of this group's update minus the peer snapshot's; 0 if none.
+
+        Teachers do not count.
+        """
+        ages = [self.update - peer.update for peer in self._live() if peer.update is not None]
+        return sum(ages) / len(ages) if ages and self.alpha > 0 else 0.0
 
     def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
         """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
@@ -222,11 +244,16 @@ class Codistillation:
 
     def take_changes(self) -> dict[str, int]:
         """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
-        self._changes["rejected"] = self._reader.rejections
+        self._changes["rejected"] = 0 if self._reader is None else self._reader.rejections
         self._changes["skipped"] = 0 if self._membership is None else self._membership.skipped
         new = {kind: total - self._told[kind] for kind, total in self._changes.items()}
         self._told = dict(self._changes)
         return new
+
+    def _live(self) -> list[Peer]:
+        """Give the peers with a snapshot that is fresh enough."""
+        loaded = (peer for peer in self._peers.values() if peer.update is not None)
+        return [peer for peer in loaded if peer.group not in self._stale]
 
     def _look_at_staleness(self) -> None:
         """Leave out the peers that fell too far behind, and take them back."""
@@ -261,6 +288,8 @@ class Codistillation:
         logger.log(logging.INFO if self.workers.leader else logging.DEBUG, line)
 
     def _refresh(self) -> None:
+        if self._source is None:
+            return
         for snapshot in self._source.take(self.update):
             manifest = snapshot.manifest
             peer = self._peers[manifest.group]
@@ -278,7 +307,7 @@ class Codistillation:
             )
 
 
-def _constant(peer: Peer, forward: Callable[[nn.Module], Output]) -> Output:
+def _constant(peer: Peer | Teacher, forward: Callable[[nn.Module], Output]) -> Output:
     """Give a peer's output, which nothing is learnt through."""
     with torch.no_grad():
         return forward(peer.module)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairseq_codistill.codistillation.config import CodistillationConfig
 from fairseq_codistill.codistillation.peer import Peer
+from fairseq_codistill.codistillation.teacher import Teacher
 from fairseq_codistill.objective import (
     Head,
     Hidden,
@@ -22,6 +23,9 @@ from fairseq_codistill.objective import (
     factored_logit_mse,
     own,
 )
+
+# Whoever the student is compared with.
+Other = Peer | Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +69,9 @@ class Comparison:
         self._centered = config.codistill_divergence == "centered-logit-mse"
         self._said = False
         self._student: Own | None = None
-        self._crosses: dict[int, Tensor] = {}
+        self._crosses: dict[Other, Tensor] = {}
         # Of each peer: the update of its snapshot, and what its output layer makes.
-        self._owns: dict[int, tuple[int | None, Own]] = {}
+        self._owns: dict[Other, tuple[int | None, Own]] = {}
 
     def begin_update(self) -> None:
         """Forget the products with the student's output layer: it has changed."""
@@ -97,7 +101,7 @@ class Comparison:
             return "factored"
         return "naive" if whole else "chunked"
 
-    def __call__(self, student: Output, outputs: Iterable[tuple[Peer, Output]]) -> Tensor:
+    def __call__(self, student: Output, outputs: Iterable[tuple[Other, Output]]) -> Tensor:
         """Give the sum of D over the peers, one number a row.
 
         Args:
@@ -107,7 +111,7 @@ class Comparison:
         if self._form == "naive":
             student = as_logits(student)
         terms: list[Tensor] = []
-        hidden: list[tuple[Peer, Hidden]] = []
+        hidden: list[tuple[Other, Hidden]] = []
         for peer, output in outputs:
             if isinstance(student, Hidden) and isinstance(output, Hidden):
                 hidden.append((peer, output))
@@ -118,7 +122,7 @@ class Comparison:
             terms.append(self._from_hidden(student, hidden))
         return torch.stack(terms).sum(dim=0)
 
-    def _from_hidden(self, student: Hidden, hidden: list[tuple[Peer, Hidden]]) -> Tensor:
+    def _from_hidden(self, student: Hidden, hidden: list[tuple[Other, Hidden]]) -> Tensor:
         if self._form == "chunked":
             return chunked(self._divergence, student, [output for _, output in hidden])
         outputs = [self._peer_output(peer, student.head, output) for peer, output in hidden]
@@ -130,12 +134,12 @@ class Comparison:
             self._student = own(head)
         return self._student
 
-    def _peer_output(self, peer: Peer, head: Head, output: Hidden) -> PeerOutput:
-        update, made = self._owns.get(peer.group, (None, None))
+    def _peer_output(self, peer: Other, head: Head, output: Hidden) -> PeerOutput:
+        update, made = self._owns.get(peer, (None, None))
         if made is None or update != peer.update:
             made = own(output.head)
-            self._owns[peer.group] = peer.update, made
-            self._crosses.pop(peer.group, None)
-        if peer.group not in self._crosses:
-            self._crosses[peer.group] = cross(self._own_of_student(head), made)
-        return PeerOutput(output.rows, made, self._crosses[peer.group])
+            self._owns[peer] = peer.update, made
+            self._crosses.pop(peer, None)
+        if peer not in self._crosses:
+            self._crosses[peer] = cross(self._own_of_student(head), made)
+        return PeerOutput(output.rows, made, self._crosses[peer])

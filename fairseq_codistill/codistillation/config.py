@@ -73,6 +73,9 @@ class CodistillationConfig:
         "who listens to whom; all; ring: i to i-1; star: 0 and each other, both ways; or a file "
         "with a line for each group, as in 2: 0 1",
     )
+    codistill_teachers: Optional[str] = _flag(
+        None, "trained models to learn from as from peers that never change: checkpoints, A:B:..."
+    )
     codistill_divergence: str = _flag(
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)
     )
@@ -131,6 +134,9 @@ class CodistillationConfig:
     def listens_to(self) -> List[int]:
         """Give the groups that this one learns from.
 
+        Not looked at by ``check``: a model is loaded with the settings it was trained with, where
+        a file of those times need not be.
+
         Raises:
             ConfigError: if the topology is unknown or does not fit the number of groups.
         """
@@ -139,6 +145,16 @@ class CodistillationConfig:
             return listens_to(topology, self.codistill_num_groups, self.codistill_group)
         except ValueError as error:
             raise ConfigError(f"--codistill-topology {topology}: {error}") from None
+
+    @property
+    def teachers(self) -> List[str]:
+        """The teachers' checkpoints."""
+        return self.codistill_teachers.split(":") if self.codistill_teachers else []
+
+    @property
+    def codistils(self) -> bool:
+        """Whether there is anybody to learn from."""
+        return self.codistill_num_groups > 1 or bool(self.teachers)
 
     @property
     def needs_exchange(self) -> bool:
@@ -170,6 +186,11 @@ class CodistillationConfig:
         self._check_groups()
         _one_of("mode", self.codistill_mode, MODES)
         _at_least("interval", self.codistill_interval, 1)
+        if "" in self.teachers or self.codistill_teachers == "":
+            raise ConfigError(
+                f"--codistill-teachers '{self.codistill_teachers}' has a file without a name; give "
+                "checkpoints with a colon between them, or leave the flag out"
+            )
         _at_least("every", self.codistill_every, 1)
         _positive("timeout", self.codistill_timeout)
         _at_least("max-staleness", self.codistill_max_staleness, 0)
@@ -200,8 +221,6 @@ class CodistillationConfig:
                 f"--codistill-dir is missing; with --codistill-num-groups {n}, name a folder or "
                 "URI that all groups share"
             )
-        if self.needs_exchange:
-            self.listens_to()  # It says what is wrong with the topology.
         if not self.codistill_run_id:
             raise ConfigError(
                 "--codistill-run-id is empty; give all groups of the run one name, or leave it out"

@@ -16,7 +16,7 @@ MOST_SETTINGS = 16
 TELLING = {
     *("criterion", "label_smoothing", "codistill_num_groups", "codistill_interval"),
     *("codistill_alpha", "codistill_alpha_growth", "codistill_mode", "codistill_peer_dropout"),
-    "codistill_topology",
+    *("codistill_topology", "codistill_teachers"),
 }
 
 

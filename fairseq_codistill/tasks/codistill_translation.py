@@ -22,11 +22,12 @@ from fairseq_codistill.codistillation import (
     CodistillationConfig,
     ConfigError,
     Group,
+    Teacher,
 )
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
 from fairseq_codistill.sentences import errors_as_sentences
-from fairseq_codistill.tasks import _models, _safe_globals
+from fairseq_codistill.tasks import _models, _safe_globals, _teachers
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +159,10 @@ class CodistillTranslationTask(TranslationTask):
         if not self._begun:
             self._begun = True
             atexit.register(_let_readers_settle)
-            if self.cfg.codistill_num_groups > 1:
+            settings = CodistillationConfig.of(self.cfg)
+            if settings.codistils:
                 with errors_as_sentences():
-                    self._join(model)
+                    self._join(model, settings)
 
     def train_step(
         self,
@@ -185,7 +187,7 @@ class CodistillTranslationTask(TranslationTask):
                 self.codistillation.at_boundary(update_num, self._epoch)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
-    def _join(self, model: nn.Module) -> None:
+    def _join(self, model: nn.Module, settings: CodistillationConfig) -> None:
         assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
         own_cfg = self._model_cfg
         like = next(model.parameters())
@@ -196,7 +198,12 @@ class CodistillTranslationTask(TranslationTask):
             build=lambda config, tensors: _models.build(self, own_cfg, config, like, tensors),
             like=like,
         )
-        codistillation = Codistillation(CodistillationConfig.of(self.cfg), group, model.state_dict)
+        dtype = settings.codistill_peer_dtype
+        teachers = [
+            Teacher(path, _teachers.load(path, self, like), like, dtype=dtype)
+            for path in settings.teachers
+        ]
+        codistillation = Codistillation(settings, group, model.state_dict, teachers)
 
         def finish() -> None:
             with errors_as_sentences():

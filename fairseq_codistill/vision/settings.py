@@ -245,7 +245,7 @@ class VisionConfig(CodistillationConfig):
         if times == 1:
             return self
         grows = self.codistill_alpha_schedule == "geometric" and self.codistill_alpha_growth != 1
-        if grows and self.codistill_num_groups > 1:
+        if grows and self.codistils:
             raise ConfigError(
                 f"--epochs-times {times} does not go with --codistill-alpha-schedule geometric; "
                 "take constant or step, or multiply --epochs and choose the growth by hand"
@@ -291,6 +291,11 @@ class VisionConfig(CodistillationConfig):
             raise ConfigError(
                 f"--codistill-peer-dropout means nothing with {said}, which are those of models "
                 "in training; leave it out"
+            )
+        if self.teachers:
+            raise ConfigError(
+                f"--codistill-teachers does not go with {said}: nothing is run but the student; "
+                "drop one"
             )
         if self.codistill_peer_dtype != "student":
             raise ConfigError(

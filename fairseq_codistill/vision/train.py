@@ -16,18 +16,12 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from fairseq_codistill.codistillation import (
-    Codistillation,
-    CodistillationConfig,
-    ConfigError,
-    Group,
-    PredictionExchange,
-    Seam,
-)
+from fairseq_codistill.codistillation import ConfigError, Seam
 from fairseq_codistill.vision import checkpoint, data, logs, models, plan
 from fairseq_codistill.vision.checkpoint import Checkpoint
 from fairseq_codistill.vision.diagnostics import Distance
 from fairseq_codistill.vision.evaluate import Score, evaluate
+from fairseq_codistill.vision.join import join
 from fairseq_codistill.vision.seeds import Use, seed
 from fairseq_codistill.vision.settings import LAST, VisionConfig, as_plain
 from fairseq_codistill.vision.world import World
@@ -78,7 +72,7 @@ class Trainer:
         self._decay = config.weight_decays()
         self._update = 0
         self._best: float | None = None
-        self._meters = logs.Meters(world, codistils=config.codistill_num_groups > 1)
+        self._meters = logs.Meters(world, codistils=config.codistils)
         self._folder = Path(config.save_dir)
         self._resumed_from = self._resume()
         if self._update == 0 and config.check_images:
@@ -100,7 +94,15 @@ class Trainer:
         if self._resumed_from is not None:
             self._log.say(f"going on from {self._resumed_from}, update {self._update}")
         start = time.perf_counter()
-        codistillation = self._join()
+        codistillation = join(
+            config=self._config,
+            folders=self._folders,
+            model=self._model,
+            described=self._described,
+            memory_format=self._format,
+            counterparts=self._counterparts,
+            update=self._update,
+        )
         try:
             self._train(codistillation)
         except BaseException:
@@ -111,25 +113,6 @@ class Trainer:
             codistillation.finish(self._update)
         self._log.say(f"done training in {time.perf_counter() - start:.1f} seconds")
         self._log.close()
-
-    def _join(self) -> Seam | None:
-        """Join the other groups, if there are any."""
-        if self._config.codistill_num_groups == 1:
-            return None
-        settings = CodistillationConfig.of(self._config)
-        if self._counterparts is not None:
-            return PredictionExchange(settings, self._counterparts, self._update)
-        like = next(self._model.parameters())
-        group = Group(
-            seed=self._config.seed,
-            vocabulary=self._folders.digest,
-            model=self._described,
-            build=lambda config, tensors: models.peer(
-                config, self._described, like, tensors, self._format
-            ),
-            like=like,
-        )
-        return Codistillation(settings, group, self._model.state_dict)
 
     def _train(self, codistillation: Seam | None) -> None:
         if self._update == self._end:

@@ -1,0 +1,92 @@
+"""Joining the other groups: what a group of images says of itself, and whom it learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from fairseq_codistill.codistillation import (
+    BuildModel,
+    Codistillation,
+    CodistillationConfig,
+    ConfigError,
+    Group,
+    PredictionExchange,
+    Seam,
+    Teacher,
+)
+from fairseq_codistill.vision import checkpoint, models
+from fairseq_codistill.vision.data import Folders
+from fairseq_codistill.vision.settings import VisionConfig
+
+
+def join(
+    config: VisionConfig,
+    folders: Folders,
+    model: nn.Module,
+    described: dict[str, Any],
+    memory_format: torch.memory_format,
+    counterparts: dist.ProcessGroup | None,
+    update: int,
+) -> Seam | None:
+    """Join the other groups and load the teachers; a collective of the group's workers.
+
+    Args:
+        config: checked settings.
+        folders: the data.
+        model: this group's.
+        described: its configuration.
+        memory_format: of the weights.
+        counterparts: if groups swap predictions, the one worker of each that this one swaps with.
+        update: updates made so far.
+
+    Returns:
+        This group's side of codistillation, or None if there is nobody to learn from.
+
+    Raises:
+        ConfigError: if groups, or a teacher, do not fit.
+        ExchangeError: if the exchange cannot be used.
+    """
+    settings = CodistillationConfig.of(config)
+    if not settings.codistils:
+        return None
+    if counterparts is not None:
+        return PredictionExchange(settings, counterparts, update)
+    like = next(model.parameters())
+
+    def build(config: dict[str, Any], tensors: Any) -> nn.Module:
+        return models.peer(config, described, like, tensors, memory_format)
+
+    group = Group(
+        seed=config.seed,
+        vocabulary=folders.digest,
+        model=described,
+        build=build,
+        like=like,
+    )
+    teachers = [
+        Teacher(path, _load(path, folders, build), like, dtype=settings.codistill_peer_dtype)
+        for path in settings.teachers
+    ]
+    return Codistillation(settings, group, model.state_dict, teachers)
+
+
+def _load(path: str, folders: Folders, build: BuildModel) -> nn.Module:
+    """Give the model of a checkpoint of this program's, for the same classes."""
+    flag = "--codistill-teachers"
+    read = checkpoint.read(Path(path), flag)
+    if read.classes != list(folders.classes):
+        raise ConfigError(
+            f"{flag} {path} was trained on other classes ({', '.join(read.classes):.80}) than this "
+            f"data has ({', '.join(folders.classes):.80}); name another checkpoint"
+        )
+    try:
+        module = build(read.config, read.model)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: {error}; name another checkpoint") from error
+    module.load_state_dict(read.model)
+    return module
