@@ -29,7 +29,7 @@ def test_one_group_is_fairseqs_cross_entropy(corpus, tmp_path, plain):
     assert not any(key.startswith("codistill_") for line in run.lines() for key in line)
 
 
-@pytest.mark.parametrize("mode", ["async", "lockstep"])
+@pytest.mark.parametrize("mode", ["async", pytest.param("lockstep", marks=pytest.mark.full)])
 def test_alpha_0_is_fairseqs_cross_entropy_for_each_group(corpus, tmp_path, plain, mode):
     flags = [*CODISTILL, *REALISTIC, "--codistill-num-groups", "2", "--codistill-alpha", "0"]
     flags += ["--codistill-dir", str(tmp_path / "exchange"), "--codistill-interval", "5"]
