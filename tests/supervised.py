@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.finished import Finished
+from fairseq_codistill.launch.group import Group, Patience
 from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
-from fairseq_codistill.launch.supervise import Group, Patience, supervise
+from fairseq_codistill.launch.supervise import supervise
 
 
 def groups(

@@ -13,10 +13,11 @@ import pytest
 from supervised import groups
 
 from fairseq_codistill.launch import pulse
+from fairseq_codistill.launch.group import Patience, State
 from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
-from fairseq_codistill.launch.supervise import Patience, State, supervise
+from fairseq_codistill.launch.supervise import supervise
 
 TRAINED = "echo '2026-01-01 | INFO | train_inner | epoch 001:  1 / 2 loss=1, num_updates=1'; "
 PATIENCE = Patience(max_restarts=2, backoff=0.05, grace=2.0)

@@ -1,6 +1,6 @@
 """Ends what a launch has started should the launch itself be killed.
 
-The kernel then ends the workers (see ``supervise``), but not what these have started: spawned
+The kernel then ends the workers (see ``process``), but not what these have started: spawned
 workers, data loaders.  So a process of its own waits for the end of the launch, which it sees as
 the end of its input, and kills every process group that was entrusted to it and not given back.
 

@@ -25,10 +25,12 @@ from fairseq_codistill.launch.commands import (
 from fairseq_codistill.launch.devices import divide, find_gpus
 from fairseq_codistill.launch.dialects import Dialect, recognise
 from fairseq_codistill.launch.finished import Finished
+from fairseq_codistill.launch.group import Group, Patience
 from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.process import starts_so_far
 from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
-from fairseq_codistill.launch.supervise import Group, Patience, starts_so_far, supervise
+from fairseq_codistill.launch.supervise import supervise
 
 
 @dataclass(frozen=True)

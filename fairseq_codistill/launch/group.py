@@ -1,0 +1,228 @@
+"""A group's processes and their history: started, restarted, given up, ended."""
+
+from __future__ import annotations
+
+import enum
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq_codistill.launch.commands import Worker
+from fairseq_codistill.launch.finished import Finished
+from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.process import Process
+from fairseq_codistill.launch.progress import LogReader, Progress, live_line
+from fairseq_codistill.launch.pulse import Pulse
+
+_CONFIG_ERROR = "codistill: error:"
+_LONGEST_BACKOFF = 30.0
+
+
+class State(enum.Enum):
+    """What a group is doing."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FINISHED = "finished"
+    GAVE_UP = "gave up"
+    REFUSED = "refused"
+    STOPPED = "stopped"
+
+
+_OVER = {State.FINISHED, State.GAVE_UP, State.REFUSED, State.STOPPED}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and how long to try.
+
+    Attributes:
+        max_restarts: restarts of one group.
+        backoff: seconds before a restart, doubled for each further one without any training.
+        grace: seconds from SIGTERM to SIGKILL.
+    """
+
+    max_restarts: int = 3
+    backoff: float = 1.0
+    grace: float = 10.0
+
+
+class Group:
+    """The processes of one group and their history.
+
+    Args:
+        name: what to call it.
+        start: gives the workers to start; its argument says how often the group has restarted.
+        log: the first worker's log.
+        patience: how often and how long to try.
+        announce: prints a line for the user.
+        finished: the mark of its end; a group that has it is not started.
+        pulse: tells whether it hangs.
+        guard: ends its processes should this one be killed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[int], Sequence[Worker]],
+        log: Path,
+        patience: Patience,
+        announce: Callable[[str], None],
+        finished: Finished,
+        pulse: Pulse,
+        guard: Guard,
+    ) -> None:
+        self.name = name
+        self.state = State.FINISHED if finished.reached else State.WAITING
+        self.restarts = 0
+        self._in_vain = 0
+        self.progress = Progress()
+        self._start = start
+        self._reader = LogReader(log, self.progress)
+        self._patience = patience
+        self._announce = announce
+        self._finished = finished
+        self.pulse = pulse
+        self._guard = guard
+        self._processes: list[Process] = []
+        self._start_at = 0.0
+        self._kill_at = 0.0
+        self._failed: Process | None = None
+        self._hung = False
+        self._ever_trained = False
+        self._last_words: str | None = None
+        self._told_to_stop = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs and nothing will."""
+        return self.state in _OVER
+
+    def line(self) -> str:
+        """Give its live line."""
+        return live_line(self.name, self.state.value, self.restarts, self.progress)
+
+    def step(self, now: float) -> None:
+        """Do what is due."""
+        self._read_log()
+        self.pulse.look(now, self.progress.lines, self.progress.trained, self.progress.update)
+        if self.state is State.WAITING and now >= self._start_at:
+            self._run(now)
+        elif self.state is State.RUNNING:
+            self._watch(now)
+        elif self.state is State.STOPPING:
+            self._see_off(now)
+
+    def hangs(self, now: float) -> bool:
+        """Tell whether it runs and makes no progress."""
+        return self.state is State.RUNNING and self.pulse.hangs(now)
+
+    def give_up_waiting(self, now: float) -> None:
+        """Take a group that hangs for dead: end its processes, to start them again."""
+        self._failed = self._processes[0]
+        self._hung = True
+        self._terminate(now)
+
+    def stop(self, now: float) -> None:
+        """Begin to end it for good."""
+        self._told_to_stop = True
+        if self.state is State.WAITING:
+            self.state = State.STOPPED
+        elif self.state is State.RUNNING:
+            self._terminate(now)
+
+    def kill(self) -> None:
+        """End every process of it at once, and wait for that."""
+        for process in self._processes:
+            process.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+    def _read_log(self) -> None:
+        self._reader.poll()
+        self._ever_trained |= self.progress.trained
+
+    def _run(self, now: float) -> None:
+        self._failed = None
+        self._hung = False
+        self.progress.restart()
+        self.pulse.restart(now)
+        # One by one: should a start fail, kill() must know those before it.
+        self._processes = []
+        for worker in self._start(self.restarts):
+            self._processes.append(Process(worker, self._guard))
+        self.state = State.RUNNING
+
+    def _watch(self, now: float) -> None:
+        statuses = [process.status() for process in self._processes]
+        failed = [p for p, s in zip(self._processes, statuses, strict=True) if s not in (None, 0)]
+        if failed:
+            self._failed = failed[0]
+            self._terminate(now)
+        elif all(status == 0 for status in statuses):
+            self._finished.note()
+            self.state = State.FINISHED
+
+    def _terminate(self, now: float) -> None:
+        for process in self._processes:
+            process.signal(signal.SIGTERM)
+            # One that somebody has stopped takes no notice before it goes on.
+            process.signal(signal.SIGCONT)
+        self._kill_at = now + self._patience.grace
+        self.state = State.STOPPING
+
+    def _see_off(self, now: float) -> None:
+        if any(process.status() is None for process in self._processes):
+            if now >= self._kill_at:
+                # Not waited for: it may be held up in the kernel, and other groups need looking at.
+                for process in self._processes:
+                    process.signal(signal.SIGKILL)
+            return
+        # The last lines of the log came after the last look at it.
+        self._read_log()
+        if self._told_to_stop or self._failed is None:
+            self.state = State.STOPPED
+        else:
+            self._judge(self._failed, now)
+
+    def _judge(self, failed: Process, now: float) -> None:
+        """Decide what becomes of a group that has failed."""
+        refused = [process for process in self._processes if process.says_settings_are_wrong()]
+        # Settings that it has trained with are not wrong.
+        if refused and not self.progress.trained:
+            self.state = State.REFUSED
+            words = refused[0].output()
+            reasons = [line for line in words if line.startswith(_CONFIG_ERROR)] or words[-3:]
+            self._announce("\n".join([f"{self.name}: its settings are wrong", *reasons[-3:]]))
+            return
+        words = failed.output()
+        how = self._describe(failed.status())
+        again = bool(words) and words[-1] == self._last_words and not self._ever_trained
+        self._last_words = words[-1] if words and (failed.status() or 0) > 0 else None
+        if again or self.restarts >= self._patience.max_restarts:
+            self.state = State.GAVE_UP
+            why = "twice in the same way, before any training" if again else "once too often"
+            excerpt = "\n".join(f"    {line}" for line in words[-10:])
+            self._announce(
+                f"{self.name} {how}, {why}: gave up; the end of {failed.log}:\n{excerpt}"
+            )
+            return
+        # A death in the middle of training has nothing to do with those before it.
+        self._in_vain = 0 if self.progress.trained else self._in_vain + 1
+        delay = min(self._patience.backoff * 2 ** max(0, self._in_vain - 1), _LONGEST_BACKOFF)
+        self.restarts += 1
+        self._start_at = now + delay
+        self.state = State.WAITING
+        self._announce(
+            f"{self.name} {how}; restart {self.restarts} of {self._patience.max_restarts} "
+            f"in {delay:g} s; its log is {failed.log}"
+        )
+
+    def _describe(self, status: int | None) -> str:
+        if self._hung:
+            return f"has made no update for {self.pulse.timeout:g} s"
+        if status is not None and status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
