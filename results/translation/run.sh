@@ -6,7 +6,7 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T8 T6 (default: all)
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T8 T6 T9 (default: all)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
 #   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
@@ -23,6 +23,7 @@
 #       int8: 4 runs beside those of T1
 #   T8  T2's codistillation for as many epochs as all_reduce, twice the updates, with alpha no
 #       larger than at its end: 1 run
+#   T9  T1 with twice the pairs, which are too many for the updates: 3 runs
 #
 # In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
 #
@@ -41,7 +42,7 @@ source "$HERE/../publish.sh"
 ALPHA=0.001 GROWTH=1.5
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T8 T6' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -63,7 +64,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T[1-8]$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T[1-9]$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -79,11 +80,17 @@ over_parameterised() {
     prepare
 }
 
-# plain: T1.  1.2 million parameters on 20,000 pairs.
+# plain: T1.  1.2 million parameters on 10,000 pairs, of which all_reduce sees 55 epochs.
 plain() {
-    PAIRS=20000 WIDTH=128 TOKENS=1000 STEPS=4500 INTERVAL=100
+    PAIRS=10000 WIDTH=128 TOKENS=1000 STEPS=4000 INTERVAL=100
     CHOSEN=plain-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
     prepare
+}
+
+# plain_codistilled NAME SEED FLAG...: with alpha no larger than at the end of T4's runs, which have
+# fewer epochs.
+plain_codistilled() {
+    codistilled "$1" $GROWTH $ALPHA "$INTERVAL" "${@:2}" --codistill-alpha-max 0.66
 }
 
 prepare() {
@@ -222,8 +229,8 @@ T1() {
     for seed in "${SEEDS[@]}"; do
         all_reduce plain-all-reduce-smoothed "$seed" --label-smoothing 0.1
         all_reduce plain-all-reduce "$seed"
-        codistilled plain $GROWTH $ALPHA $INTERVAL "$seed"
-        codistilled plain-smoothed $GROWTH $ALPHA $INTERVAL "$seed" --label-smoothing 0.1
+        plain_codistilled plain "$seed"
+        plain_codistilled plain-smoothed "$seed" --label-smoothing 0.1
     done
     publish T1 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed?" \
         "all_reduce=plain-all-reduce-seed?" \
@@ -234,12 +241,12 @@ T1() {
 T7() {
     local every rows=()
     plain
-    codistilled plain $GROWTH $ALPHA $INTERVAL 1
+    plain_codistilled plain 1
     for every in 2 4 8; do
-        codistilled plain-every$every $GROWTH $ALPHA $INTERVAL 1 --codistill-every "$every"
+        plain_codistilled "plain-every$every" 1 --codistill-every "$every"
         rows+=("every update in $every=${CHOSEN/plain/plain-every$every}-seed1")
     done
-    codistilled plain-int8 $GROWTH $ALPHA $INTERVAL 1 --codistill-snapshot-dtype int8
+    plain_codistilled plain-int8 1 --codistill-snapshot-dtype int8
     publish T7 "codistillation=$CHOSEN-seed1" "${rows[@]}" \
         "int8 snapshots=${CHOSEN/plain/plain-int8}-seed1"
 }
@@ -253,6 +260,17 @@ T8() {
     publish T8 "codistillation=$CHOSEN-seed1" \
         "twice the updates=${CHOSEN/over/over-long}-seed1" \
         "all_reduce, smoothing 0.1=over-all-reduce-smoothed-seed1"
+}
+
+T9() {
+    PAIRS=20000 WIDTH=128 TOKENS=1000 STEPS=4500 INTERVAL=100
+    prepare
+    all_reduce larger-all-reduce-smoothed 1 --label-smoothing 0.1
+    all_reduce larger-all-reduce 1
+    codistilled larger $GROWTH $ALPHA $INTERVAL 1
+    publish T9 "all_reduce, smoothing 0.1=larger-all-reduce-smoothed-seed1" \
+        "all_reduce=larger-all-reduce-seed1" \
+        "codistillation=larger-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL-seed1"
 }
 
 for experiment in $ONLY; do
