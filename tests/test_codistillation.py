@@ -274,7 +274,7 @@ def test_a_peer_that_falls_behind_is_left_out_and_taken_back(join, caplog):
     waiting.at_boundary(8, 1)
     assert (len(waiting.peers), waiting.staleness) == (1, 6)
     waiting.at_boundary(9, 1)
-    assert (len(waiting.peers), waiting.staleness) == (0, 0)
+    assert (len(waiting.peers), waiting.staleness) == (0, None)
     logits = waiting.model(torch.randn(4, 3))
     assert waiting.term(logits, lambda module: logits) is None
     waiting.at_boundary(10, 1)
@@ -511,7 +511,7 @@ def test_one_group_with_teachers_needs_no_exchange(join, tmp_path):
     student = torch.zeros(4, 5, requires_grad=True)
     term = side.term(student, lambda module: module(torch.ones(4, 3)))
     torch.testing.assert_close(term, torch.full((4,), (1.0 + 9.0) / 2))
-    assert side.staleness == 0
+    assert side.staleness is None
     assert set(side.take_changes().values()) == {0}
     side.finish(1)
     assert list(tmp_path.iterdir()) == []
@@ -554,3 +554,21 @@ def test_a_teacher_is_constant_and_of_the_students_kind():
 def test_a_teacher_of_no_finite_numbers_is_refused(value, dtype):
     with pytest.raises(ConfigError, match=r"--codistill-teachers t.pt: its tensor 'logits'"):
         teacher(value, dtype)
+
+
+def test_lockstep_says_that_a_snapshot_is_gone_instead_of_waiting_for_it(
+    tmp_path, join, monkeypatch
+):
+    """Who listens to nobody may be far ahead of who listens to it."""
+    chain = tmp_path / "chain.txt"
+    chain.write_text("0:\n1: 0\n")
+    settings = {"codistill_topology": str(chain), "codistill_keep": 2, "codistill_interval": 1}
+    late = join(1, codistill_timeout=60.0, **settings)
+    ahead = join(0, **settings)
+    for update in range(6):
+        ahead.at_boundary(update, 1)
+    deadline = time.monotonic() + 20
+    while 0 in published(tmp_path, 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(ExchangeError, match="peer 0 is at update 5 and keeps its snapshot of upd"):
+        late.at_boundary(0, 1)

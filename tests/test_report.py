@@ -1,5 +1,6 @@
 """`codistill report`: what it reads from logs, the numbers it makes of them, its pictures."""
 
+import dataclasses
 import io
 import json
 import math
@@ -598,3 +599,18 @@ def test_wrong_arguments(tmp_path, capsys, monkeypatch):
     assert "cannot be written" in refusal(capsys, run, "--out", tmp_path / "file")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "fairseq-codistill[report]" in refusal(capsys, run, "--out", tmp_path / "r")
+
+
+def test_logs_of_before_a_flag_are_those_of_its_default():
+    """A flag that is new, and whose default is something, is to be known to ``settings``."""
+    first = {  # Those of the first release; they stand in all logs.
+        *("codistill_dir", "codistill_num_groups", "codistill_group", "codistill_run_id"),
+        *("codistill_interval", "codistill_mode", "codistill_timeout", "codistill_max_staleness"),
+        *("codistill_keep", "codistill_snapshot_dtype", "codistill_divergence"),
+        *("codistill_temperature", "codistill_alpha", "codistill_alpha_schedule"),
+        *("codistill_alpha_growth", "codistill_alpha_step", "codistill_alpha_milestones"),
+        *("codistill_alpha_max", "codistill_burn_in"),
+    }
+    values = dataclasses.asdict(CodistillationConfig())
+    now = {name: str(value) for name, value in values.items()}
+    assert settings.difference([now, {name: now[name] for name in first}]) == []

@@ -4,7 +4,7 @@ from fairseq_codistill.codistillation.algorithm import CHANGES, Codistillation
 from fairseq_codistill.codistillation.comparison import factored_is_cheaper
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.membership import Group
-from fairseq_codistill.codistillation.peer import BuildModel
+from fairseq_codistill.codistillation.peer import BuildModel, cuda_devices
 from fairseq_codistill.codistillation.predictions import PredictionExchange
 from fairseq_codistill.codistillation.seam import Seam
 from fairseq_codistill.codistillation.teacher import Teacher
@@ -19,5 +19,6 @@ __all__ = [
     "PredictionExchange",
     "Seam",
     "Teacher",
+    "cuda_devices",
     "factored_is_cheaper",
 ]

@@ -6,9 +6,9 @@
 The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
 (``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
 copies (``peers``), and the sum divided by n - 1 (``term``); ``at_boundary`` stands between update
-k - 1 and update k.  With a topology j runs over those that i listens to, with their number for
-n - 1; so it does while some of them have no snapshot yet, or one too old.  Teachers are f_j that
-never change.
+k - 1 and update k.  j runs over those that i listens to and over i's teachers, whose f_j never
+change.  Peers without a snapshot, or with one too old, are left out of both the sum and the number
+that it is divided by.
 """
 
 from __future__ import annotations
@@ -201,13 +201,13 @@ class Codistillation:
         return weight(self.alpha, self.update, self._every)
 
     @property
-    def staleness(self) -> float:
-        """Mean over the live peers of this group's update minus the peer snapshot's; 0 if none.
+    def staleness(self) -> float | None:
+        """Mean over the live peers of this group's update minus the peer snapshot's.
 
-        Teachers do not count.
+        None if no peer is live; teachers have no age.
         """
         ages = [self.update - peer.update for peer in self._live() if peer.update is not None]
-        return sum(ages) / len(ages) if ages and self.alpha > 0 else 0.0
+        return sum(ages) / len(ages) if ages and self.alpha > 0 else None
 
     def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
         """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
@@ -220,14 +220,14 @@ class Codistillation:
         return self._compare.takes_hidden(rows, width, classes)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
-        """Give the mean over the live peers of D(f_j(x), f_i(x)), without ``weight``.
+        """Give the mean over live peers and teachers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), as logits of shape (..., classes) or before the output layer.
             forward: gives f_j(x), on the same rows, for the module of a peer.
 
         Returns:
-            One number a row, or None if no peer is live or none is asked in this update.
+            One number a row, or None if there is none of them or none is asked in this update.
         """
         if not (self.peers and self.weight):
             return None

@@ -70,7 +70,7 @@ class Comparison:
         self._said = False
         self._student: Own | None = None
         self._crosses: dict[Other, Tensor] = {}
-        # Of each peer: the update of its snapshot, and what its output layer makes.
+        # Of each: the update of its snapshot (a teacher has none), and what its layer makes.
         self._owns: dict[Other, tuple[int | None, Own]] = {}
 
     def begin_update(self) -> None:

@@ -6,7 +6,7 @@
 No peer is run: f_j(x) is what group j has computed for its own update k, in training mode (its
 batch norms use the batch's statistics, its dropout drops out), and nothing is stale.  An update
 costs batch x classes numbers from each worker to those of the other groups, and the groups
-go in step.
+go in step.  With a topology j runs over those that i listens to, with their number for n - 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class PredictionExchange:
         update: updates that this group has made.
 
     Raises:
-        ConfigError: if the groups have made different numbers of updates.
+        ConfigError: if the groups have made different numbers of updates, or the topology does
+            not fit.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class PredictionExchange:
         return weight(self.alpha, self._update, self._every)
 
     @property
-    def staleness(self) -> float:
+    def staleness(self) -> float | None:
         """Predictions are of this very update."""
-        return 0.0
+        return 0.0 if self.peers else None
 
     def at_boundary(self, update: int, epoch: int) -> None:
         """Set alpha.

@@ -21,17 +21,17 @@ class Seam(Protocol):
 
     @property
     def peers(self) -> Sized:
-        """The live peers: those whose term counts in this update."""
+        """The live peers and the teachers: those whose term counts in this update."""
 
     @property
-    def staleness(self) -> float:
-        """Mean over the live peers of how many updates old they are; 0 if there is none."""
+    def staleness(self) -> float | None:
+        """Mean over the live peers of how many updates old they are; None if none has an age."""
 
     def at_boundary(self, update: int, epoch: int) -> None:
         """Do what is due before an update.  A collective of the group's workers."""
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
-        """Give the mean over the live peers of D(f_j(x), f_i(x)), one number a row, or None."""
+        """Give the mean over ``peers`` of D(f_j(x), f_i(x)), one number a row, or None."""
 
     def finish(self, update: int) -> None:
         """End, after ``update`` updates."""

@@ -132,22 +132,33 @@ class LockstepSource:
         try:
             return self._reader.read(peer, update)
         except SnapshotMissing:
-            self._check_not_finished(peer, update)
+            self._check_may_come(peer, update)
             raise
 
-    def _check_not_finished(self, peer: int, update: int) -> None:
+    def _check_may_come(self, peer: int, update: int) -> None:
+        """Stop if a snapshot that is not there never will be, by what its group says of itself."""
         alive = read_alive(self._reader.exchange.store, peer)
         if (
-            alive is not None
-            and alive != self._former[peer]
-            and alive.finished
-            and alive.run_id == self._reader.exchange.run_id
-            and alive.update < update
+            alive is None
+            or alive == self._former[peer]
+            or alive.run_id != self._reader.exchange.run_id
         ):
+            return
+        if alive.finished and alive.update < update:
             raise ExchangeError(
                 f"peer {peer} finished at update {alive.update}, so its snapshot of update "
                 f"{update} will not come; in lockstep give all groups the same number of updates"
             )
+        # By then it was published: a group makes sure of that when the next one is due.
+        if alive.update > update + self._interval:
+            try:
+                self._reader.exchange.manifest(peer, update)
+            except SnapshotMissing as missing:
+                raise ExchangeError(
+                    f"peer {peer} is at update {alive.update} and keeps its snapshot of update "
+                    f"{update} no more; in lockstep leave --codistill-keep out, and resume all "
+                    "groups from checkpoints of one update"
+                ) from missing
 
 
 class AsyncSource:

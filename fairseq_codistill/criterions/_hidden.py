@@ -11,11 +11,16 @@ from fairseq_codistill.objective import Head, Hidden
 
 
 def output_layer(model: Any) -> nn.Linear | None:
-    """Give the layer that makes the logits, or None if this model's are made in another way."""
+    """Give the layer that makes the logits, if the model can also do without it, or None."""
+    # DistributedDataParallel, and what fairseq puts around it.
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
     decoder = getattr(model, "decoder", None)
     layer = getattr(decoder, "output_projection", None)
     plain = (
-        isinstance(decoder, TransformerDecoderBase)
+        # transformer_align's, for one, gives no features without logits.
+        getattr(type(model), "forward", None) is TransformerModelBase.forward
+        and isinstance(decoder, TransformerDecoderBase)
         and type(decoder).output_layer is TransformerDecoderBase.output_layer
         and decoder.adaptive_softmax is None
     )
@@ -50,6 +55,6 @@ def of_peer(peer: nn.Module, net_input: dict[str, Any], keep: Tensor) -> Hidden 
         keep: which target tokens count, (sentences, tokens).
     """
     layer = output_layer(peer)
-    if layer is None or not isinstance(peer, TransformerModelBase):
+    if layer is None:
         return peer(**net_input)[0][keep]
     return hidden(peer(**net_input, features_only=True)[0][keep], layer)

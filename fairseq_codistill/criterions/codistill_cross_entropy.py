@@ -34,10 +34,10 @@ class CodistillCrossEntropyConfig(FairseqDataclass):
 
 @register_criterion(CRITERION, dataclass=CodistillCrossEntropyConfig)
 class CodistillCrossEntropyCriterion(FairseqCriterion):
-    """Sum over the target tokens of cross-entropy + alpha * mean over the live peers of D.
+    """Sum over the target tokens of cross-entropy + alpha * mean over peers and teachers of D.
 
-    Holds no peer: a module inside the criterion would be wrapped for data parallelism and saved
-    in every checkpoint.
+    Holds none of them: a module inside the criterion would be wrapped for data parallelism and
+    saved in every checkpoint.
     """
 
     def __init__(self, task: Any, label_smoothing: float, sentence_avg: bool) -> None:
@@ -103,13 +103,14 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
-            live = divergence is not None
+            live, staleness = divergence is not None, codistillation.staleness
             logging_output |= {
                 "codistill_loss": loss.new_zeros(()) if divergence is None else divergence.data,
                 "codistill_tokens": sample["ntokens"] if live else 0,
                 "codistill_alpha": codistillation.alpha,
                 "codistill_peers": len(codistillation.peers),
-                "codistill_staleness": codistillation.staleness,
+                "codistill_staleness": staleness or 0.0,
+                "codistill_aged": int(staleness is not None),
                 "codistill_live": int(live),
                 "codistill_stall": codistillation.take_stall() / codistillation.workers.size,
                 "codistill_batches": 1,
@@ -193,7 +194,8 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         if total("codistill_live") > 0:
             tokens = total("codistill_tokens")
             metrics.log_scalar("codistill_loss", total("codistill_loss") / tokens, tokens, round=4)
-            staleness = total("codistill_staleness") / total("codistill_live")
+        if total("codistill_aged") > 0:
+            staleness = total("codistill_staleness") / total("codistill_aged")
             metrics.log_scalar("codistill_staleness", staleness, round=1)
         # Weight 0: a meter then shows the newest value, not a mean over the log interval.
         metrics.log_scalar("codistill_alpha", total("codistill_alpha") / batches, 0, round=5)

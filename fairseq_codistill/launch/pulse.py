@@ -116,6 +116,9 @@ def _content(path: Path) -> bytes:
 def awaits_another(own: Pulse, others: list[tuple[Pulse, bool]]) -> bool:
     """Tell whether a group of a lockstep run may be waiting for another, through no fault of its.
 
+    Who listens to whom is not known here: with a topology, this may hold for a group that waits for
+    nobody, which is then not found to hang.
+
     Args:
         own: the group's.
         others: those of the groups that have not finished, and whether each is running.

@@ -25,7 +25,12 @@ _ASIDE = {
 _NOT_SETTINGS = {"job_logging_cfg"}
 _NOTHING = {"", "None", "'None'", "False"}
 # Flags that came later and whose default is something: logs of before do not have them.
-_LATER = {"codistill_head": "auto", "codistill_every": "1", "codistill_peer_dtype": "student"}
+_LATER = {
+    "codistill_head": "auto",
+    "codistill_every": "1",
+    "codistill_peer_dtype": "student",
+    "codistill_topology": "all",
+}
 
 
 def parse(text: str) -> Settings:

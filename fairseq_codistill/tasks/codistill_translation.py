@@ -200,7 +200,7 @@ class CodistillTranslationTask(TranslationTask):
         )
         dtype = settings.codistill_peer_dtype
         teachers = [
-            Teacher(path, _teachers.load(path, self, like), like, dtype=dtype)
+            Teacher(path, _teachers.load(path, self, model), like, dtype=dtype)
             for path in settings.teachers
         ]
         codistillation = Codistillation(settings, group, model.state_dict, teachers)

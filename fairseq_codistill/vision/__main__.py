@@ -41,6 +41,8 @@ def _tell(config: VisionConfig, workers: int) -> None:
         updates = order.updates_per_epoch
     else:
         print(f"--data {config.data} is not there, so updates are not counted")
+    if config.codistils:
+        config.listens_to()  # It says what is wrong with the topology.
     print("\n".join(plan.describe(config, workers, updates)))
 
 

@@ -18,6 +18,7 @@ from fairseq_codistill.codistillation import (
     PredictionExchange,
     Seam,
     Teacher,
+    cuda_devices,
 )
 from fairseq_codistill.vision import checkpoint, models
 from fairseq_codistill.vision.data import Folders
@@ -85,7 +86,9 @@ def _load(path: str, folders: Folders, build: BuildModel) -> nn.Module:
             f"data has ({', '.join(folders.classes):.80}); name another checkpoint"
         )
     try:
-        module = build(read.config, read.model)
+        # Building draws random numbers, which the student's training must not notice.
+        with torch.random.fork_rng(devices=cuda_devices()):
+            module = build(read.config, read.model)
     except ValueError as error:
         raise ConfigError(f"{flag} {path}: {error}; name another checkpoint") from error
     module.load_state_dict(read.model)

@@ -32,7 +32,7 @@ Values = dict[str, float]
 
 # Sums over images on the device, and over updates on the host.
 _ON_DEVICE = ("images", "loss", "nll", "hits", "divergence", "images_with_peers")
-_ON_HOST = ("updates", "live", "staleness", "stall", *CHANGES)
+_ON_HOST = ("updates", "aged", "staleness", "stall", *CHANGES)
 
 
 class Sums:
@@ -62,7 +62,7 @@ class Sums:
             nll: cross-entropy, in nats.
             hits: images whose class was the likeliest.
             images: how many there are.
-            divergence: without alpha; None if no peer was live.
+            divergence: without alpha; None if nobody was asked.
         """
         count = nll.new_tensor(float(images))
         none = nll.new_zeros(())
@@ -74,9 +74,9 @@ class Sums:
         self._on_host["updates"] += 1
         if codistillation is None:
             return
-        live = bool(codistillation.peers)
-        self._on_host["live"] += live
-        self._on_host["staleness"] += codistillation.staleness if live else 0
+        staleness = codistillation.staleness
+        self._on_host["aged"] += staleness is not None
+        self._on_host["staleness"] += staleness or 0.0
         self._on_host["stall"] += codistillation.take_stall()
         # A group's changes are its leader's: the other workers see the same.
         for change, count in codistillation.take_changes().items():
@@ -102,7 +102,8 @@ def means(total: Mapping[str, float], workers: int) -> Values:
     }
     if total["images_with_peers"] > 0:
         values["codistill_loss"] = total["divergence"] / total["images_with_peers"]
-        values["codistill_staleness"] = total["staleness"] / total["live"]
+    if total["aged"] > 0:
+        values["codistill_staleness"] = total["staleness"] / total["aged"]
     values["codistill_stall"] = total["stall"] / workers
     return values | {f"codistill_{change}": total[change] for change in CHANGES}
 
@@ -112,7 +113,7 @@ class Meters:
 
     Args:
         world: the workers.
-        codistils: whether there are other groups.
+        codistils: whether there is anybody to learn from.
     """
 
     def __init__(self, world: World, codistils: bool) -> None:

@@ -36,10 +36,16 @@ def describe(config: VisionConfig, workers: int, updates_per_epoch: int | None) 
     for epoch, decay in zip(decays.milestones, decays.then, strict=False):
         said += f", {decay:g} after epoch {epoch:g}"
     lines.append(said)
-    if groups > 1:
+    if config.codistils:
         how = f"{config.codistill_mode}, every {config.codistill_interval} updates"
         if config.swaps_predictions:
             how = "predictions of the same batches, every update"
+        if groups == 1:
+            how = "no peers"
+        elif config.codistill_topology != "all":
+            how += f", topology {config.codistill_topology}"
+        if config.teachers:
+            how += f"; teachers: {', '.join(config.teachers)}"
         lines.append(
             f"codistillation: {how}; alpha {config.codistill_alpha:g}, "
             f"{config.codistill_alpha_schedule}"
