@@ -6,7 +6,8 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T5 T3 T1 T7 T8 T6 T9 (default: all)
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T10 T7 T8 T6 T9
+#                    (default: all)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
 #   --trial          8 updates on 400 pairs, one seed: to see whether the machinery runs
@@ -18,6 +19,8 @@
 #   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
 #   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
 #       4 x 3 seeds
+#   T10 what T1 turns on: models of half the batch alone, twice the updates, and less dropout:
+#       4 runs beside those of T1
 #   T6  T4 with peers in eval mode: 9 runs
 #   T7  cheaper codistillation: the term on every 2nd, 4th and 8th update only, and snapshots as
 #       int8: 4 runs beside those of T1
@@ -42,7 +45,7 @@ source "$HERE/../publish.sh"
 ALPHA=0.001 GROWTH=1.5
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T5 T3 T1 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T10 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -64,7 +67,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T[1-9]$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T([1-9]|10)$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -236,6 +239,22 @@ T1() {
         "all_reduce=plain-all-reduce-seed?" \
         "codistillation=$CHOSEN-seed?" \
         "codistillation, smoothing 0.1=${CHOSEN/plain/plain-smoothed}-seed?"
+}
+
+T10() {
+    plain
+    all_reduce plain-all-reduce-smoothed 1 --label-smoothing 0.1
+    plain_codistilled plain 1
+    independent plain-independent 1
+    plain_codistilled plain-long 1 --max-update $((2 * STEPS))
+    all_reduce plain-all-reduce-smoothed-dropout0.1 1 --label-smoothing 0.1 --dropout 0.1
+    plain_codistilled plain-dropout0.1 1 --dropout 0.1
+    publish T10 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed1" \
+        "codistillation=$CHOSEN-seed1" \
+        "independent=plain-independent-seed1" \
+        "codistillation, twice the updates=${CHOSEN/plain/plain-long}-seed1" \
+        "all_reduce, smoothing and dropout 0.1=plain-all-reduce-smoothed-dropout0.1-seed1" \
+        "codistillation, dropout 0.1=${CHOSEN/plain/plain-dropout0.1}-seed1"
 }
 
 T7() {
