@@ -234,3 +234,4 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, capfd):
     assert "was trained on other classes (ape, bee, cat) than this data has (ape, bee, cow)" in said
     said = refused(capfd, *flags, "--codistill-teachers", tmp_path / "none.pt")
     assert f"--codistill-teachers {tmp_path / 'none.pt'} is not there" in said
+    assert not (tmp_path / "out").exists()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from fairseq_codistill.codistillation import (
     BuildModel,
@@ -25,16 +26,39 @@ from fairseq_codistill.vision.data import Folders
 from fairseq_codistill.vision.settings import VisionConfig
 
 
+def load_teachers(
+    config: VisionConfig,
+    folders: Folders,
+    model: nn.Module,
+    described: dict[str, Any],
+    memory_format: torch.memory_format,
+) -> list[Teacher]:
+    """Give the teachers: models of checkpoints of this program's, for the same classes.
+
+    Args: those of ``join``.
+
+    Raises:
+        ConfigError: if a checkpoint cannot be read, or does not fit.
+    """
+    like = next(model.parameters())
+    build = _build(described, like, memory_format)
+    dtype = config.codistill_peer_dtype
+    return [
+        Teacher(path, _load(path, folders, build), like, dtype=dtype) for path in config.teachers
+    ]
+
+
 def join(
     config: VisionConfig,
     folders: Folders,
     model: nn.Module,
     described: dict[str, Any],
     memory_format: torch.memory_format,
+    teachers: Sequence[Teacher],
     counterparts: dist.ProcessGroup | None,
     update: int,
 ) -> Seam | None:
-    """Join the other groups and load the teachers; a collective of the group's workers.
+    """Join the other groups; a collective of the group's workers.
 
     Args:
         config: checked settings.
@@ -42,6 +66,7 @@ def join(
         model: this group's.
         described: its configuration.
         memory_format: of the weights.
+        teachers: from ``load_teachers``.
         counterparts: if groups swap predictions, the one worker of each that this one swaps with.
         update: updates made so far.
 
@@ -49,7 +74,7 @@ def join(
         This group's side of codistillation, or None if there is nobody to learn from.
 
     Raises:
-        ConfigError: if groups, or a teacher, do not fit.
+        ConfigError: if groups do not fit together.
         ExchangeError: if the exchange cannot be used.
     """
     settings = CodistillationConfig.of(config)
@@ -58,26 +83,25 @@ def join(
     if counterparts is not None:
         return PredictionExchange(settings, counterparts, update)
     like = next(model.parameters())
-
-    def build(config: dict[str, Any], tensors: Any) -> nn.Module:
-        return models.peer(config, described, like, tensors, memory_format)
-
     group = Group(
         seed=config.seed,
         vocabulary=folders.digest,
         model=described,
-        build=build,
+        build=_build(described, like, memory_format),
         like=like,
     )
-    teachers = [
-        Teacher(path, _load(path, folders, build), like, dtype=settings.codistill_peer_dtype)
-        for path in settings.teachers
-    ]
     return Codistillation(settings, group, model.state_dict, teachers)
 
 
+def _build(
+    described: dict[str, Any], like: Tensor, memory_format: torch.memory_format
+) -> BuildModel:
+    """Give what makes a model of a configuration."""
+    return lambda config, tensors: models.peer(config, described, like, tensors, memory_format)
+
+
 def _load(path: str, folders: Folders, build: BuildModel) -> nn.Module:
-    """Give the model of a checkpoint of this program's, for the same classes."""
+    """Give the model of a checkpoint."""
     flag = "--codistill-teachers"
     read = checkpoint.read(Path(path), flag)
     if read.classes != list(folders.classes):

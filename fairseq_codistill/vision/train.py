@@ -21,7 +21,7 @@ from fairseq_codistill.vision import checkpoint, data, logs, models, plan
 from fairseq_codistill.vision.checkpoint import Checkpoint
 from fairseq_codistill.vision.diagnostics import Distance
 from fairseq_codistill.vision.evaluate import Score, evaluate
-from fairseq_codistill.vision.join import join
+from fairseq_codistill.vision.join import join, load_teachers
 from fairseq_codistill.vision.seeds import Use, seed
 from fairseq_codistill.vision.settings import LAST, VisionConfig, as_plain
 from fairseq_codistill.vision.world import World
@@ -78,6 +78,9 @@ class Trainer:
         if self._update == 0 and config.check_images:
             own = [self._folders.train[index] for index in self._order.images]
             data.check_headers([path for path, _ in (*own, *self._folders.valid)], world)
+        self._teachers = load_teachers(
+            config, self._folders, self._model, self._described, self._format
+        )
         self._log = logs.Log(config, world.leader)
 
     def run(self) -> None:
@@ -100,6 +103,7 @@ class Trainer:
             model=self._model,
             described=self._described,
             memory_format=self._format,
+            teachers=self._teachers,
             counterparts=self._counterparts,
             update=self._update,
         )
