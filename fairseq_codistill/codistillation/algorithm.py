@@ -125,6 +125,7 @@ class Codistillation:
         state: Callable[[], Mapping[str, Tensor]],
         listens_to: Sequence[int],
     ) -> None:
+        """Take one's place among the groups of the exchange."""
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
             exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
