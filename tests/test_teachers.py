@@ -19,13 +19,20 @@ from vision_reference import algorithm_1 as algorithm_1_of_images
 from fairseq_codistill import cli
 from fairseq_codistill.codistillation import ConfigError
 from fairseq_codistill.tasks import (
+    _safe_globals,
     _teachers,
-    codistill_translation,  # noqa: F401 - by which torch knows what is safe to read
+    codistill_translation,  # noqa: F401 - registers the task, as --user-dir does
 )
 from fairseq_codistill.vision import models
 
 UPDATES = 12
 ALPHA = ["--codistill-alpha", "0.7", "--codistill-alpha-schedule", "constant"]
+
+
+@pytest.fixture(autouse=True)
+def safe_globals():
+    """What importing the task registers, and what ``torch.serialization.safe_globals`` removes."""
+    _safe_globals.register()
 
 
 @pytest.fixture(scope="module")
