@@ -106,6 +106,7 @@ def test_a_run_in_two_parts_equals_one(tmp_path):
         ("--codistill-num-groups 2 --shard-data", "--shard-data: with"),
         ("--codistill-num-groups 2 --codistill-peer-dropout", "means nothing with"),
         ("--codistill-num-groups 2 --codistill-peer-dtype bfloat16", "means nothing with"),
+        ("--codistill-num-groups 2 --codistill-teachers t.pt", "--codistill-teachers does not go"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(tmp_path, capfd, flags, says):
