@@ -228,6 +228,16 @@ def test_groups_that_do_not_go_together_are_refused(join, changes, says):
         join(1, **changes)
 
 
+def test_a_group_that_has_finished_keeps_its_seed_and_one_that_died_does_not(join, tmp_path):
+    join(0, codistill_mode="async").finish(5)
+    with pytest.raises(ConfigError, match="--seed 0 is that of group 0 too"):
+        join(1, seed=0, codistill_mode="async")
+    path = tmp_path / "group-0" / "alive.json"
+    alive = json.loads(path.read_text())
+    path.write_text(json.dumps(alive | {"finished": False}))
+    join(1, seed=0, codistill_mode="async")
+
+
 def refreshed_at(side, update, live, seconds=5.0):
     """Stand at one boundary until so many peers are live."""
     deadline = time.monotonic() + seconds

@@ -15,9 +15,9 @@ ROOMS = {
     "exchange": set(),
     "codistillation": {"objective", "exchange"},
     "criterions": {"codistillation", "objective", "sentences"},
-    "tasks": {"codistillation", "criterions", "sentences"},
-    "vision": {"codistillation", "sentences"},
-    "launch": {"errors", "installed", "__version__"},
+    "tasks": {"codistillation", "criterions", "sentences", "sigterm"},
+    "vision": {"codistillation", "sentences", "sigterm"},
+    "launch": {"errors", "installed", "sigterm", "__version__"},
     "status": {"errors", "exchange", "launch"},
     "report": {"errors", "launch"},
 }

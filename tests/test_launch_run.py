@@ -119,6 +119,10 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, corpus):
     output, _ = launch.communicate(timeout=60)
     assert launch.returncode == 130, output
     assert not workers(out, 0) + workers(out, 1)
+    # They have said goodbye: who looks now does not take them for groups that train.
+    for group in (0, 1):
+        alive = json.loads((out / f"exchange/group-{group}/alive.json").read_text())
+        assert (alive["running"], alive["finished"]) == (False, False)
     before = json.loads((out / "launch.json").read_text())
     done = len(list((out / "group-0").glob("checkpoint_*_*.pt"))) * 10
 

@@ -282,6 +282,16 @@ def test_any_death_in_training_is_restarted(tmp_path, death):
     assert (tmp_path / "group-1/log.txt").read_text().count("\nonce\n") == 1
 
 
+def test_settings_that_a_group_has_trained_with_are_no_reason_to_stop_the_others(tmp_path):
+    # Its data are away for a while, as on a file system that another machine serves.
+    away = "echo 'codistill: error: --data /mnt/images is no folder'; exit 2"
+    dying = f"case $RESTARTS in 0) {TRAINED} sleep 0.3; kill -KILL $$;; 1) {away};; esac"
+    status, states, said = run(tmp_path, dying, "sleep 1; echo once")
+    assert (status, states) == (0, [State.FINISHED] * 2)
+    assert "group 0 ended with status 2; restart 2 of 2" in said
+    assert (tmp_path / "group-1/log.txt").read_text().count("\nonce\n") == 1
+
+
 def updates(numbers: str, seconds: float = 0.2) -> str:
     """Shell code that makes updates, which only alive.json shows."""
     write = """echo "{\\"run_id\\": \\"run\\", \\"update\\": $u}" > $HOME/alive.json"""

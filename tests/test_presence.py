@@ -98,8 +98,23 @@ def test_nothing_comes_after_the_farewell(store, monkeypatch):
 def test_nonsense_is_no_sign_of_life(store, tmp_path):
     assert read_alive(store, 0) is None
     (tmp_path / "group-0").mkdir()
-    whole = asdict(Alive("run", "one", 1, "v"))
+    whole = asdict(Alive("run", "one"))
     odd = [{"time": "now"}, {"time": float("inf")}, {"peers": {"²": 1}}, {"update": True}]
+    odd += [{"seed": ""}, {"vocabulary": 0}, {"running": None}]
     for nonsense in ("", "{", "[]", '{"nonce": 1}', *(json.dumps(whole | part) for part in odd)):
         (tmp_path / "group-0" / "alive.json").write_text(nonsense)
+        assert read_alive(store, 0) is None
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_sign_of_life_may_say_no_more_than_it_must(store, tmp_path, finished):
+    (tmp_path / "group-0").mkdir()
+    said = {"run_id": "run", "nonce": "n", "update": 7, "time": time.time(), "finished": finished}
+    (tmp_path / "group-0" / "alive.json").write_text(json.dumps(said))
+    alive = read_alive(store, 0)
+    assert (alive.update, alive.fresh, alive.finished) == (7, not finished, finished)
+    assert (alive.seed, alive.vocabulary) == (None, None)
+    for name in said:
+        less = {key: value for key, value in said.items() if key != name}
+        (tmp_path / "group-0" / "alive.json").write_text(json.dumps(less))
         assert read_alive(store, 0) is None

@@ -137,6 +137,7 @@ class Codistillation:
             group.vocabulary,
             largest=_largest(state()),
             prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
+            quiet=not self.workers.leader,
         )
         if config.codistill_mode == "lockstep":
             interval, timeout = config.codistill_interval, config.codistill_timeout

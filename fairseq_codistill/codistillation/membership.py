@@ -200,9 +200,14 @@ class Membership:
         return {"update": self._update, "epoch": self._epoch, "peers": peers}
 
     def _check_fits(self, other: int) -> None:
-        """Refuse to train beside a live group that this one cannot codistil with."""
+        """Refuse to train beside a group of this run that this one cannot codistil with.
+
+        One that has died may come back with other settings, and is not looked at.
+        """
         alive = read_alive(self._exchange.store, other)
-        if alive is None or not alive.fresh or alive.run_id != self._config.codistill_run_id:
+        if alive is None or alive.run_id != self._config.codistill_run_id:
+            return
+        if not (alive.fresh or alive.finished):
             return
         if alive.seed == self._group.seed:
             raise ConfigError(
@@ -210,7 +215,7 @@ class Membership:
                 "its own, 1000003 apart"
             )
         listened = self._lockstep and other in self._config.listens_to()
-        if listened and alive.vocabulary != self._group.vocabulary:
+        if listened and alive.vocabulary not in (None, self._group.vocabulary):
             raise ConfigError(
                 f"--codistill-mode lockstep: group {other} trains with another target vocabulary "
                 "and cannot be left out; prepare the data of all groups with one dictionary, or "

@@ -37,28 +37,28 @@ class Alive:
     Attributes:
         run_id: the run it takes part in.
         nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
-        seed: the group's seed.
-        vocabulary: digest of its target vocabulary.
-        restarts: how often it has been started again, as far as that was told.
         update: updates made so far.
-        epoch: the epoch, from 1, that training is in.
-        peers: the live peers -> the update of the snapshot in use.
         time: when this was written, seconds since the epoch of Unix.
         finished: training has reached its end, and the last snapshot is published.
         running: False once the process has ended in an orderly way, finished or not.
+        seed: the group's seed, if it is told.
+        vocabulary: digest of its target vocabulary, if it is told.
+        restarts: how often it has been started again, as far as that was told.
+        epoch: the epoch, from 1, that training is in.
+        peers: the live peers -> the update of the snapshot in use.
     """
 
     run_id: str
     nonce: str
-    seed: int
-    vocabulary: str
-    restarts: int = 0
     update: int = 0
-    epoch: int = 1
-    peers: dict[str, int] = dataclasses.field(default_factory=dict)
     time: float = 0.0
     finished: bool = False
     running: bool = True
+    seed: int | None = None
+    vocabulary: str | None = None
+    restarts: int = 0
+    epoch: int = 1
+    peers: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def fresh(self) -> bool:
@@ -66,12 +66,19 @@ class Alive:
         return self.running and time.time() - self.time < FRESH_SECONDS
 
 
+# What every sign of life says; the rest came later, and another implementation may not have it.
+ALWAYS = ("run_id", "nonce", "update", "time", "finished")
+_FIELDS = [field.name for field in dataclasses.fields(Alive)]
+
+
 def read_alive(store: Store, group: int) -> Alive | None:
     """Give what a group last said; None if it said nothing that can be read."""
     name = f"{group_folder(group)}/alive.json"
     try:
         fields = parse_object(store.read(name, MAX_MANIFEST_BYTES))
-        alive = Alive(**{f.name: fields[f.name] for f in dataclasses.fields(Alive)})
+        known = {name: fields[name] for name in ALWAYS} | {"running": not fields["finished"]}
+        known |= {name: fields[name] for name in _FIELDS if name in fields}
+        alive = Alive(**known)
     except (OSError, SnapshotRejected, ValueError, KeyError, TypeError):
         return None
     return alive if _well_formed(alive) else None
@@ -79,13 +86,15 @@ def read_alive(store: Store, group: int) -> Alive | None:
 
 def _well_formed(alive: Alive) -> bool:
     """Whether every field is of its kind; anybody who can write to the store can write this."""
-    texts = (alive.run_id, alive.nonce, alive.vocabulary)
-    numbers = (alive.seed, alive.restarts, alive.update, alive.epoch)
+    texts = (alive.run_id, alive.nonce)
+    numbers = (alive.restarts, alive.update, alive.epoch)
     flags = (alive.finished, alive.running)
     return (
         all(type(text) is str for text in texts)
         and all(type(number) is int for number in numbers)
         and all(type(flag) is bool for flag in flags)
+        and type(alive.seed) in (int, type(None))
+        and type(alive.vocabulary) in (str, type(None))
         and type(alive.time) in (int, float)
         and type(alive.peers) is dict
         and all(

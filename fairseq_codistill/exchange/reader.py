@@ -26,6 +26,7 @@ class Reader:
         largest: bytes; a snapshot whose tensors may take more is not read.
         prepare: makes a checked snapshot ready to use, on the thread that reads; it may still
             reject it.
+        quiet: another worker of the group reads the same, and says what was rejected.
 
     Attributes:
         rejections: how many snapshots were found unusable.
@@ -38,12 +39,14 @@ class Reader:
         vocabulary: str,
         largest: int = LARGEST_BYTES,
         prepare: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
+        quiet: bool = False,
     ) -> None:
         self.exchange = exchange
         self._seed = seed
         self._vocabulary = vocabulary
         self._largest = largest
         self._prepare = prepare
+        self._quiet = quiet
         self._rejected: dict[tuple[int, int], str] = {}
         self.rejections = 0
 
@@ -90,12 +93,16 @@ class Reader:
         reason = str(rejection)
         if isinstance(rejection, PeerUnusable):
             if reason not in self._rejected.values():
-                logger.error("peer %d is left out: %s", peer, reason)
+                self._say(logging.ERROR, "peer %d is left out: %s", peer, reason)
         elif self._rejected.get((peer, update)) != reason:
-            logger.warning("peer %d: snapshot of update %d rejected: %s", peer, update, reason)
+            line = "peer %d: snapshot of update %d rejected: %s"
+            self._say(logging.WARNING, line, peer, update, reason)
         if self._rejected.get((peer, update)) != reason:
             self.rejections += 1
         self._rejected[peer, update] = reason
+
+    def _say(self, level: int, line: str, *values: object) -> None:
+        logger.log(logging.DEBUG if self._quiet else level, line, *values)
 
     def _check_peer(self, manifest: Manifest) -> None:
         if manifest.vocabulary != self._vocabulary:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fairseq_codistill import sigterm
 from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.guard import Guard
@@ -190,8 +191,8 @@ class Group:
     def _judge(self, failed: Process, now: float) -> None:
         """Decide what becomes of a group that has failed."""
         refused = [process for process in self._processes if process.says_settings_are_wrong()]
-        # Settings that it has trained with are not wrong.
-        if refused and not self.progress.trained:
+        # Settings that it has trained with are not wrong; a file that they name may be away.
+        if refused and not self._ever_trained:
             self.state = State.REFUSED
             words = refused[0].output()
             reasons = [line for line in words if line.startswith(_CONFIG_ERROR)] or words[-3:]
@@ -200,7 +201,8 @@ class Group:
         words = failed.output()
         how = self._describe(failed.status())
         again = bool(words) and words[-1] == self._last_words and not self._ever_trained
-        self._last_words = words[-1] if words and (failed.status() or 0) > 0 else None
+        killed = bool(_signal(failed.status()))
+        self._last_words = words[-1] if words and not killed else None
         if again or self.restarts >= self._patience.max_restarts:
             self.state = State.GAVE_UP
             why = "twice in the same way, before any training" if again else "once too often"
@@ -223,6 +225,13 @@ class Group:
     def _describe(self, status: int | None) -> str:
         if self._hung:
             return f"has made no update for {self.pulse.timeout:g} s"
-        if status is not None and status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
+        if number := _signal(status):
+            return f"was killed by {signal.Signals(number).name}"
         return f"ended with status {status}"
+
+
+def _signal(status: int | None) -> int:
+    """Give the signal that ended a process, or 0; some say it as a shell does."""
+    if status is not None and status < 0:
+        return -status
+    return signal.SIGTERM if status == sigterm.STATUS else 0

@@ -17,6 +17,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II, DictConfig
 from torch import nn
 
+from fairseq_codistill import sigterm
 from fairseq_codistill.codistillation import (
     Codistillation,
     CodistillationConfig,
@@ -212,6 +213,8 @@ class CodistillTranslationTask(TranslationTask):
         end = _TrainingEnd(finish)
         end.watch()
         atexit.register(lambda: None if end.reached else codistillation.abandon())
+        if codistillation.workers.leader:
+            sigterm.end_in_order()
         self.codistillation = codistillation
 
 

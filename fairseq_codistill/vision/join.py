@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from fairseq_codistill import sigterm
 from fairseq_codistill.codistillation import (
     BuildModel,
     Codistillation,
@@ -90,7 +91,10 @@ def join(
         build=_build(described, like, memory_format),
         like=like,
     )
-    return Codistillation(settings, group, model.state_dict, teachers)
+    codistillation = Codistillation(settings, group, model.state_dict, teachers)
+    if codistillation.workers.leader:
+        sigterm.end_in_order()
+    return codistillation
 
 
 def _build(
