@@ -50,7 +50,38 @@ def test_models_of_known_architectures_are_built_on_the_real_device(made, own, t
     model.load_state_dict(state)
     sample = made[own].sample["net_input"]
     made[theirs].model.eval()
-    assert torch.equal(model.eval()(**sample)[0], made[theirs].model(**sample)[0])
+    torch.testing.assert_close(
+        model.eval()(**sample)[0], made[theirs].model(**sample)[0], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("arch", ["transformer", "learned"])
+def test_a_peers_attention_is_torchs_fused_one_throughout(
+    made, monkeypatch, arch, mode, features_only
+):
+    student, sample = made[arch], made[arch].sample["net_input"]
+    model = build(made, described(student), arch)
+    model.load_state_dict(student.model.state_dict())
+    fused = 0
+
+    def count(*args, _attention=torch.nn.functional.scaled_dot_product_attention, **kwargs):
+        nonlocal fused
+        fused += 1
+        return _attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    getattr(model, mode)()
+    torch.manual_seed(1)
+    ours = model(**sample, features_only=features_only)[0]
+    # A layer of the encoder has one, of the decoder two.
+    assert fused == len(model.encoder.layers) + 2 * len(model.decoder.layers)
+    getattr(student.model, mode)()
+    torch.manual_seed(1)
+    theirs = student.model(**sample, features_only=features_only)[0]
+    # Dropout too: the same numbers in the same order.
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 TRAP = "__import__('os').mkdir('trapped')"

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.dynamic_convolution import DynamicConv_scripatable
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from fairseq.tasks import FairseqTask
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -36,6 +39,30 @@ def clear_unused(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, DynamicConv_scripatable) and not module.has_conv_bias:
             nn.init.zeros_(module.conv_bias)
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Let all attention of a transformer whose logits alone are wanted take torch's fused kernel.
+
+    fairseq's attention does by itself, but not from the decoder to the encoder: there it keeps the
+    weights for alignments, and keys and values for generation.
+
+    Args:
+        model: of a peer or a teacher; any other than fairseq's own transformers stays as it is.
+    """
+    decoder = getattr(model, "decoder", None)
+    if getattr(type(decoder), "output_layer", None) is not TransformerDecoderBase.output_layer:
+        return
+    for layer in model.modules():
+        attention: Any = getattr(layer, "encoder_attn", None)
+        if isinstance(layer, TransformerDecoderLayerBase) and type(attention) is MultiheadAttention:
+            attention.register_forward_pre_hook(_nothing_kept, with_kwargs=True)
+
+
+def _nothing_kept(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"static_kv": False, "need_weights": False, "need_head_weights": False}
 
 
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
@@ -86,6 +113,7 @@ def build(
             raise ValueError("it has adaptive softmax, and so no plain logits to compare")
     # Not task.build_model: a task may keep what that built, for generation in validation.
     model = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
+    fuse_attention(model)
     return model.to(device=like.device, dtype=like.dtype)
 
 

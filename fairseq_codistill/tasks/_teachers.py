@@ -66,6 +66,7 @@ def load(path: str, task: TranslationTask, student: nn.Module) -> nn.Module:
             "the same dictionaries"
         ) from error
     _models.clear_unused(model)
+    _models.fuse_attention(model)
     _compare_lengths(flag, settings, model, student)
     return model
 
