@@ -37,6 +37,7 @@ EXTRAS = {
             "pytest-xdist",
             "hypothesis>=6",
             "ctranslate2>=4.5",
+            "tensorboard",
             "build",
         ],
         *DATA,

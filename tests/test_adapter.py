@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import time
 
 import pytest
@@ -124,7 +125,8 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_loss_is_the_formula(groups, arch, form):
+def test_the_loss_is_the_formula(groups, caplog, arch, form):
+    caplog.set_level(logging.INFO)
     if "fused" in form and arch in ("lstm", "lightconv"):
         pytest.skip("only a transformer gives what goes into its output layer")
     flags = [*ARCHITECTURES[arch], "--codistill-alpha", "0.7", *FORMS[form]]
@@ -147,6 +149,8 @@ def test_the_loss_is_the_formula(groups, arch, form):
     assert log["codistill_loss"].item() == pytest.approx(divergence.item(), rel=1e-4)
     assert (log["codistill_peers"], log["codistill_staleness"]) == (2, 10)
     assert divergence > 1e-3 * nll
+    (said,) = [m for m in caplog.messages if m.startswith("divergence: computed in the")]
+    assert ("the model gives its logits alone" in said) == (arch in ("lstm", "lightconv"))
 
 
 def gradients(student):

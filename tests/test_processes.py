@@ -7,6 +7,7 @@ import time
 
 import pytest
 from harness import CODISTILL, LOCKSTEP, column, equal, finish, start, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OTHER_SEED = ["--codistill-group", "1", "--seed", "1000004"]
 
@@ -103,6 +104,19 @@ def test_async_uses_the_newest_sound_snapshot(corpus, tmp_path, finished_peer):
         line["num_updates"] - 1 - 15 for line in lines
     ], "staleness is the own update minus the snapshot's"
     assert min(column(lines, "codistill_loss")) > 0
+
+
+def test_tensorboard_has_the_values_of_the_log(corpus, tmp_path, finished_peer):
+    logdir = ["--tensorboard-logdir", str(tmp_path / "T"), "--max-update", "60"]
+    run = train(corpus, tmp_path, *two_groups(finished_peer), *logdir)
+    events = EventAccumulator(str(tmp_path / "T/train_inner")).Reload()
+    for key in ("nll_loss", "codistill_alpha", "codistill_peers", "codistill_loss"):
+        there = {e.step: e.value for e in events.Scalars(key)}
+        logged = {line["num_updates"]: line[key] for line in run.lines() if key in line}
+        assert there == pytest.approx(logged, rel=1e-6), key
+        assert len(there) > 10
+    valid = EventAccumulator(str(tmp_path / "T/valid")).Reload()
+    assert not [tag for tag in valid.Tags()["scalars"] if "codistill" in tag]
 
 
 def test_files_of_another_run_are_never_used(corpus, tmp_path, finished_peer):

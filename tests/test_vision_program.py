@@ -7,6 +7,7 @@ import shlex
 import pytest
 import torch
 from harness import SEED_STEP, column
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from vision_harness import CLASSES, TINY, train, write_images
 from vision_reference import images_of, resnet8
 
@@ -121,9 +122,8 @@ def test_compiled_it_learns_the_same(data, tmp_path):
 
 
 def test_tensorboard_has_the_values_of_the_log(data, tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train(data, tmp_path / "run", "--tensorboard-logdir", str(tmp_path / "T"))
-    events = reader.EventAccumulator(str(tmp_path / "T/valid")).Reload()
+    events = EventAccumulator(str(tmp_path / "T/valid")).Reload()
     values = [event.value for event in events.Scalars("top1")]
     assert values == pytest.approx(column(run.lines("valid"), "top1"), rel=1e-5)
 

@@ -88,10 +88,7 @@ class Comparison:
         """
         if self._form == "auto":
             self._form = self._best_form(rows, width, classes)
-        if not self._said:
-            self._said = True
-            size = f"{rows} rows of width {width}, {classes} classes"
-            logger.info("divergence: computed in the %s form (%s)", self._form, size)
+        self._say_form(self._form, f"{rows} rows of width {width}, {classes} classes")
         return self._form != "naive"
 
     def _best_form(self, rows: int, width: int, classes: int) -> str:
@@ -108,6 +105,7 @@ class Comparison:
             student: its output.
             outputs: the peers' outputs, at least one; logits are let go one after the other.
         """
+        self._say_form("naive", "the model gives its logits alone")
         if self._form == "naive":
             student = as_logits(student)
         terms: list[Tensor] = []
@@ -121,6 +119,12 @@ class Comparison:
             assert isinstance(student, Hidden)
             terms.append(self._from_hidden(student, hidden))
         return torch.stack(terms).sum(dim=0)
+
+    def _say_form(self, form: str, why: str) -> None:
+        """Log how the divergence is computed, once."""
+        if not self._said:
+            self._said = True
+            logger.info("divergence: computed in the %s form (%s)", form, why)
 
     def _from_hidden(self, student: Hidden, hidden: list[tuple[Other, Hidden]]) -> Tensor:
         if self._form == "chunked":
