@@ -9,11 +9,12 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fairseq_codistill.installed import fairseq_distributions
 
 Row = Mapping[str, Any]
 
@@ -28,7 +29,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fairseq": version("ve_fairseq"),
+        **fairseq_distributions(),
     }
 
 
