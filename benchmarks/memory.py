@@ -10,14 +10,14 @@ from the allocator's own record, so that it does not depend on how busy the mach
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import measure
 import steps
 import torch
-from step_time import FORMS
 
-COLUMNS = ["model", "V", "tokens", "the peer's weights", "plain", *FORMS]
+COLUMNS = ["model", "V", "tokens", "the peer's weights", "plain", *steps.FORMS]
 MIB = 2**20
 
 
@@ -25,12 +25,13 @@ def measured(
     size: str, classes: int, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw bytes."""
-    with steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours):
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(steps.plain(size, classes, device, dtype))
         sample = steps.batch(plain, tokens, classes, device)
         acts = {"plain": lambda: plain.step(sample)}
-        for name, (form, fused) in FORMS.items():
-            step = steps.in_form(ours, form, fused)
-            acts[name] = lambda step=step: step(sample)
+        for name, flags in steps.FORMS.items():
+            ours = stack.enter_context(steps.codistilled(plain, flags))
+            acts[name] = lambda ours=ours: ours.step(sample)
         peaks = {}
         for name, act in acts.items():
             act()  # the optimizer's state is made by the first step
@@ -39,7 +40,7 @@ def measured(
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["the peer's weights"] = f"{weights / MIB:.0f} MiB"
     row["plain"] = f"{peaks['plain'] / MIB:.0f} MiB"
-    for name in FORMS:
+    for name in steps.FORMS:
         row[name] = f"{peaks[name] / MIB:.0f} MiB, {peaks[name] / peaks['plain']:.2f} of plain"
     return row | {"bytes": peaks}
 

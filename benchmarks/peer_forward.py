@@ -32,10 +32,10 @@ def measured(
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
     classes = 10000
-    with steps.plain_and_codistilled(size, classes, device) as (plain, ours):
+    with steps.plain(size, classes, device) as plain, steps.codistilled(plain) as ours:
         sample = steps.batch(plain, tokens, classes, device)
         keep = sample["target"] != plain.task.target_dictionary.pad()
-        peer = ours.task.codistillation.peers[0].module
+        peer = ours.codistillation.peers[0].module
         models = {way: copy.deepcopy(peer) for way in ways}
 
         def forward(model: torch.nn.Module) -> Tensor:

@@ -36,16 +36,12 @@ def by_groups(
         points lie from that line at most.
     """
     with contextlib.ExitStack() as stack:
-        sides = {
-            n: stack.enter_context(steps.plain_and_codistilled(size, classes, device, groups=n))
-            for n in GROUPS
-        }
-        plain = sides[1][0]
+        plain = stack.enter_context(steps.plain(size, classes, device))
         sample = steps.batch(plain, tokens, classes, device)
-        acts = {"plain": lambda: plain.step(sample), "1": lambda: sides[1][1].step(sample)}
-        for n in GROUPS[1:]:
-            step = steps.in_form(sides[n][1], "auto", fused=False)
-            acts[str(n)] = lambda step=step: step(sample)
+        acts = {"plain": lambda: plain.step(sample)}
+        for n in GROUPS:
+            ours = stack.enter_context(steps.codistilled(plain, groups=n))
+            acts[str(n)] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(acts, rounds, device)
     ratios = {n: measure.ratio(seconds[str(n)], seconds["plain"]) for n in GROUPS}
     middle = [statistics.median(ratios[n]) for n in GROUPS]

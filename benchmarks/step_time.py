@@ -10,41 +10,33 @@ measures that).  The arithmetic asks for 4/3: a plain update is three times a fo
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import measure
 import steps
 import torch
 
-FORMS = {
-    "auto": ("auto", False),
-    "naive": ("naive", False),
-    "fused": ("auto", True),
-}
-HALVED = "fused, bfloat16 peers"
-COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS, HALVED]
+HALVED = "--codistill-fused-ce --codistill-peer-dtype bfloat16"
+FORMS = steps.FORMS | {"fused, bfloat16 peers": HALVED}
+COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS]
 
 
 def measured(
     size: str, classes: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
-    in_half = "--codistill-peer-dtype bfloat16"
-    with (
-        steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours),
-        steps.plain_and_codistilled(size, classes, device, dtype, flags=in_half) as (_, halved),
-    ):
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(steps.plain(size, classes, device, dtype))
         sample = steps.batch(plain, tokens, classes, device)
         contestants = {"plain": lambda: plain.step(sample)}
-        for name, (form, fused) in FORMS.items():
-            step = steps.in_form(ours, form, fused)
-            contestants[name] = lambda step=step: step(sample)
-        halved_step = steps.in_form(halved, *FORMS["fused"])
-        contestants[HALVED] = lambda: halved_step(sample)
+        for name, flags in FORMS.items():
+            ours = stack.enter_context(steps.codistilled(plain, flags))
+            contestants[name] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(contestants, rounds, device)
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["plain, s"] = measure.spread(seconds["plain"])
-    for name in (*FORMS, HALVED):
+    for name in FORMS:
         row[name] = measure.spread(measure.ratio(seconds[name], seconds["plain"]), 3)
     return row | {"seconds": seconds}
 
