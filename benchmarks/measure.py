@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -31,6 +32,12 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         **fairseq_distributions(),
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all that run in this process: where they compute and where they write."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the raw figures there")
 
 
 def in_turns(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
 
 import measure
 import steps
@@ -22,7 +21,12 @@ MIB = 2**20
 
 
 def measured(
-    size: str, classes: int, tokens: int, device: torch.device, dtype: torch.dtype
+    size: str,
+    classes: int,
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    peer_dropout: bool,
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw bytes."""
     with contextlib.ExitStack() as stack:
@@ -30,7 +34,7 @@ def measured(
         sample = steps.batch(plain, tokens, classes, device)
         acts = {"plain": lambda: plain.step(sample)}
         for name, flags in steps.FORMS.items():
-            ours = stack.enter_context(steps.codistilled(plain, flags))
+            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
             acts[name] = lambda ours=ours: ours.step(sample)
         peaks = {}
         for name, act in acts.items():
@@ -42,7 +46,7 @@ def measured(
     row["plain"] = f"{peaks['plain'] / MIB:.0f} MiB"
     for name in steps.FORMS:
         row[name] = f"{peaks[name] / MIB:.0f} MiB, {peaks[name] / peaks['plain']:.2f} of plain"
-    return row | {"bytes": peaks}
+    return row | {"peer dropout": peer_dropout, "bytes": peaks}
 
 
 def main() -> None:
@@ -50,10 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
+    steps.add_peer_dropout(parser)
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     torch.set_num_threads(1)
@@ -62,7 +65,9 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         for classes in options.classes:
-            rows.append(measured(size, classes, options.tokens, device, dtype))
+            rows.append(
+                measured(size, classes, options.tokens, device, dtype, options.peer_dropout)
+            )
             print(measure.table(rows[-1:], COLUMNS).split("\n")[-1], flush=True)
             measure.write(options.json, rows)
     print("\n" + measure.table(rows, COLUMNS))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from pathlib import Path
 
 import measure
 import steps
@@ -23,7 +22,13 @@ COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS]
 
 
 def measured(
-    size: str, classes: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype
+    size: str,
+    classes: int,
+    tokens: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    peer_dropout: bool,
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
     with contextlib.ExitStack() as stack:
@@ -31,14 +36,14 @@ def measured(
         sample = steps.batch(plain, tokens, classes, device)
         contestants = {"plain": lambda: plain.step(sample)}
         for name, flags in FORMS.items():
-            ours = stack.enter_context(steps.codistilled(plain, flags))
+            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
             contestants[name] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(contestants, rounds, device)
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["plain, s"] = measure.spread(seconds["plain"])
     for name in FORMS:
         row[name] = measure.spread(measure.ratio(seconds[name], seconds["plain"]), 3)
-    return row | {"seconds": seconds}
+    return row | {"peer dropout": peer_dropout, "seconds": seconds}
 
 
 def main() -> None:
@@ -46,11 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
+    steps.add_peer_dropout(parser)
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     measure.say_machine()
@@ -58,7 +62,17 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         for classes in options.classes:
-            rows.append(measured(size, classes, options.tokens, options.rounds, device, dtype))
+            rows.append(
+                measured(
+                    size,
+                    classes,
+                    options.tokens,
+                    options.rounds,
+                    device,
+                    dtype,
+                    options.peer_dropout,
+                )
+            )
             print(measure.table(rows[-1:], COLUMNS).split("\n")[-1], flush=True)
             measure.write(options.json, rows)
     print("\n" + measure.table(rows, COLUMNS))

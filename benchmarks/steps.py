@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import tempfile
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -42,6 +44,19 @@ UPDATE = 50
 
 # Lengths of the sentences of a batch, which make padding as in fairseq's batches.
 LENGTHS = range(20, 31)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all that make a batch."""
+    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
+    measure.add_arguments(parser)
+
+
+def add_peer_dropout(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of all that make updates beside peers."""
+    parser.add_argument(
+        "--peer-dropout", action="store_true", help="with --codistill-peer-dropout, as the recipes"
+    )
 
 
 class Side:
@@ -161,19 +176,23 @@ def plain(
 
 
 @contextmanager
-def codistilled(like: Side, flags: str = "", groups: int = 2) -> Iterator[Codistilled]:
+def codistilled(
+    like: Side, flags: str = "", groups: int = 2, peer_dropout: bool = False
+) -> Iterator[Codistilled]:
     """Give a codistilling side whose peers are live.
 
     Args:
         like: the plain side of the same size; its model is what the peers have published.
         flags: more of them.
         groups: n, 1 too.
+        peer_dropout: whether the peers drop out.
     """
     with tempfile.TemporaryDirectory() as exchange:
         for group in range(1, groups):
             like.publish(Path(exchange), group)
-        where = f"--codistill-dir {exchange} --codistill-num-groups {groups}"
-        line = f"{CODISTILLED} {where} {flags}"
+        line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {flags}"
+        if peer_dropout:
+            line += " --codistill-peer-dropout"
         ours = Codistilled(like.folder, like.size, line, like.device, like.dtype)
         ours.task.begin_epoch(1, ours.model)
         codistillation = ours.codistillation
