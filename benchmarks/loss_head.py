@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import measure
 import torch
@@ -154,8 +153,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000], help="V")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    measure.add_arguments(parser)
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     measure.say_machine()

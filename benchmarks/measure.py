@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,11 +10,12 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fairseq_codistill.installed import fairseq_distributions
 
 Row = Mapping[str, Any]
 
@@ -28,8 +30,14 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fairseq": version("ve_fairseq"),
+        **fairseq_distributions(),
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all that run in this process: where they compute and where they write."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path, help="write the raw figures there")
 
 
 def in_turns(

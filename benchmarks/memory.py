@@ -10,27 +10,32 @@ from the allocator's own record, so that it does not depend on how busy the mach
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import contextlib
 
 import measure
 import steps
 import torch
-from step_time import FORMS
 
-COLUMNS = ["model", "V", "tokens", "the peer's weights", "plain", *FORMS]
+COLUMNS = ["model", "V", "tokens", "the peer's weights", "plain", *steps.FORMS]
 MIB = 2**20
 
 
 def measured(
-    size: str, classes: int, tokens: int, device: torch.device, dtype: torch.dtype
+    size: str,
+    classes: int,
+    tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    peer_dropout: bool,
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw bytes."""
-    with steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours):
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(steps.plain(size, classes, device, dtype))
         sample = steps.batch(plain, tokens, classes, device)
         acts = {"plain": lambda: plain.step(sample)}
-        for name, (form, fused) in FORMS.items():
-            step = steps.in_form(ours, form, fused)
-            acts[name] = lambda step=step: step(sample)
+        for name, flags in steps.FORMS.items():
+            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
+            acts[name] = lambda ours=ours: ours.step(sample)
         peaks = {}
         for name, act in acts.items():
             act()  # the optimizer's state is made by the first step
@@ -39,9 +44,9 @@ def measured(
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["the peer's weights"] = f"{weights / MIB:.0f} MiB"
     row["plain"] = f"{peaks['plain'] / MIB:.0f} MiB"
-    for name in FORMS:
+    for name in steps.FORMS:
         row[name] = f"{peaks[name] / MIB:.0f} MiB, {peaks[name] / peaks['plain']:.2f} of plain"
-    return row | {"bytes": peaks}
+    return row | {"peer dropout": peer_dropout, "bytes": peaks}
 
 
 def main() -> None:
@@ -49,10 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
+    steps.add_peer_dropout(parser)
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     torch.set_num_threads(1)
@@ -61,7 +65,9 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         for classes in options.classes:
-            rows.append(measured(size, classes, options.tokens, device, dtype))
+            rows.append(
+                measured(size, classes, options.tokens, device, dtype, options.peer_dropout)
+            )
             print(measure.table(rows[-1:], COLUMNS).split("\n")[-1], flush=True)
             measure.write(options.json, rows)
     print("\n" + measure.table(rows, COLUMNS))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import measure
 import steps
@@ -32,10 +31,10 @@ def measured(
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
     classes = 10000
-    with steps.plain_and_codistilled(size, classes, device) as (plain, ours):
+    with steps.plain(size, classes, device) as plain, steps.codistilled(plain) as ours:
         sample = steps.batch(plain, tokens, classes, device)
         keep = sample["target"] != plain.task.target_dictionary.pad()
-        peer = ours.task.codistillation.peers[0].module
+        peer = ours.codistillation.peers[0].module
         models = {way: copy.deepcopy(peer) for way in ways}
 
         def forward(model: torch.nn.Module) -> Tensor:
@@ -77,11 +76,9 @@ def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     measure.say_machine()

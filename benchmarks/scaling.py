@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import math
 import statistics
-from pathlib import Path
 
 import loss_head
 import measure
@@ -27,7 +26,7 @@ FORMS = ["factored", "naive"]
 
 
 def by_groups(
-    size: str, classes: int, tokens: int, rounds: int, device: torch.device
+    size: str, classes: int, tokens: int, rounds: int, device: torch.device, peer_dropout: bool
 ) -> tuple[list[dict[str, object]], float, float]:
     """Measure updates with more and more peers.
 
@@ -36,16 +35,14 @@ def by_groups(
         points lie from that line at most.
     """
     with contextlib.ExitStack() as stack:
-        sides = {
-            n: stack.enter_context(steps.plain_and_codistilled(size, classes, device, groups=n))
-            for n in GROUPS
-        }
-        plain = sides[1][0]
+        plain = stack.enter_context(steps.plain(size, classes, device))
         sample = steps.batch(plain, tokens, classes, device)
-        acts = {"plain": lambda: plain.step(sample), "1": lambda: sides[1][1].step(sample)}
-        for n in GROUPS[1:]:
-            step = steps.in_form(sides[n][1], "auto", fused=False)
-            acts[str(n)] = lambda step=step: step(sample)
+        acts = {"plain": lambda: plain.step(sample)}
+        for n in GROUPS:
+            ours = stack.enter_context(
+                steps.codistilled(plain, groups=n, peer_dropout=peer_dropout)
+            )
+            acts[str(n)] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(acts, rounds, device)
     ratios = {n: measure.ratio(seconds[str(n)], seconds["plain"]) for n in GROUPS}
     middle = [statistics.median(ratios[n]) for n in GROUPS]
@@ -57,6 +54,7 @@ def by_groups(
             "V": classes,
             "n": n,
             "parts of a plain update": measure.spread(ratios[n]),
+            "peer dropout": peer_dropout,
             "seconds": seconds[str(n)],
         }
         for n in GROUPS
@@ -88,15 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="tiny", choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, default=10000)
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
+    steps.add_peer_dropout(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     measure.say_machine()
     rows, slope, off = by_groups(
-        options.size, options.classes, options.tokens, options.rounds, device
+        options.size, options.classes, options.tokens, options.rounds, device, options.peer_dropout
     )
     print(measure.table(rows, ["model", "V", "n", "parts of a plain update"]))
     print(f"a peer costs {slope:.2f} of a plain update; off that line by {off:.2f} at most\n")

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import measure
 import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer import TransformerModel, transformer_vaswani_wmt_en_de_big
@@ -49,19 +48,11 @@ QUICKSTART = """
 """.split()
 
 
-def machine() -> str:
-    """Describe what the figures were measured on."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return (
-        f"{os.cpu_count()} cores ({cpu[1] if cpu else 'unknown'}), torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads here, Python {platform.python_version()}"
-    )
-
-
-def show(label: str, values: Sequence[float], unit: str = "") -> None:
-    """Print a median and its spread."""
+def show(label: str, values: Sequence[float], unit: str = "") -> measure.Row:
+    """Print a median and its spread; give the raw figures."""
     median, low, high = statistics.median(values), min(values), max(values)
-    print(f"  {label:<58} {median:9.4g}{unit}   ({low:.4g} .. {high:.4g})")
+    print(f"  {label:<58} {median:9.4g} {unit:<2}  ({low:.4g} .. {high:.4g})")
+    return {"figure": label, "unit": unit, "values": list(values)}
 
 
 # --- real training -------------------------------------------------------------------------
@@ -89,9 +80,9 @@ def train(data: Path, out: Path, updates: int, interval: int) -> list[list[dict[
     ]
 
 
-def quickstart(data: Path, updates: int, runs: int) -> None:
+def quickstart(data: Path, updates: int, runs: int) -> list[measure.Row]:
     """Print the share of the training time that is lost to an exchange every 50 updates."""
-    print(f"quickstart model, two groups, an exchange every 50 updates, {machine()}")
+    print("quickstart model, two groups, an exchange every 50 updates")
     shares, refreshed, seconds = [], [], []
     for run in range(runs):
         with tempfile.TemporaryDirectory() as folder:
@@ -102,9 +93,11 @@ def quickstart(data: Path, updates: int, runs: int) -> None:
                 refreshed.append(sum(line["codistill_refreshed"] for line in lines))
                 seconds.append(wall)
         print(f"  run {run + 1} of {runs} done", file=sys.stderr)
-    show("training time of a group", seconds, " s")
-    show("peer refreshed, times", refreshed)
-    show("codistill_stall, share of the training time", shares, " %")
+    return [
+        show("training time of a group", seconds, "s"),
+        show("peer refreshed, times", refreshed),
+        show("codistill_stall, share of the training time", shares, "%"),
+    ]
 
 
 # --- a large model in this process ---------------------------------------------------------
@@ -129,13 +122,13 @@ def seconds_of(act: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def large(rounds: int, dtype: str, folder: Path) -> None:
+def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
     """Print what publishing and refreshing cost the training thread, and one copy beside them."""
     torch.manual_seed(1)
     model = build_large()
     weights = [parameter.detach() for parameter in model.parameters()]
     count = sum(weight.numel() for weight in weights)
-    print(f"{count / 1e6:.0f} million parameters, snapshots in {dtype}, {machine()}")
+    print(f"{count / 1e6:.0f} million parameters, snapshots in {dtype}")
     config = CodistillationConfig(
         codistill_dir=str(folder),
         codistill_num_groups=2,
@@ -200,17 +193,30 @@ def large(rounds: int, dtype: str, folder: Path) -> None:
         ):
             values.append(value)
     side.abandon()
-    show("one copy of the weights, float32", copies, " s")
+    rows = [show("one copy of the weights, float32", copies, "s")]
     print("  on the training thread:")
-    show("publishing", publishings, " s")
-    show("refreshing the peer", swaps, " s")
-    show("both, in copies of the weights", shares)
-    show("longest other boundary while a snapshot is being read", polls, " s")
-    print(f"    the first publication {first_publish:.3g} s (its memory is new),")
-    print(f"    the first sight of the peer {first_refresh:.3g} s (its model is built)")
+    rows += [
+        show("publishing", publishings, "s"),
+        show("refreshing the peer", swaps, "s"),
+        show("both, in copies of the weights", shares),
+        show("longest other boundary while a snapshot is being read", polls, "s"),
+        show("the first publication (its memory is new)", [first_publish], "s"),
+        show("the first sight of the peer (its model is built)", [first_refresh], "s"),
+    ]
     print("  in the background:")
-    show("from the boundary until a snapshot is in the exchange", writes, " s")
-    show("from then until it is in use", waits, " s")
+    rows += [
+        show("from the boundary until a snapshot is in the exchange", writes, "s"),
+        show("from then until it is in use", waits, "s"),
+    ]
+    return rows
+
+
+def large_in(folder: Path | None, rounds: int, dtype: str) -> list[measure.Row]:
+    """Measure the large model with an exchange in a folder, a temporary one if there is none."""
+    if folder is not None:
+        return large(rounds, dtype, folder)
+    with tempfile.TemporaryDirectory() as name:
+        return large(rounds, dtype, Path(name))
 
 
 def main() -> None:
@@ -225,16 +231,15 @@ def main() -> None:
     big.add_argument("--rounds", type=int, default=5)
     big.add_argument("--dtype", default="bfloat16", choices=WIRE_DTYPES)
     big.add_argument("--folder", type=Path, help="the exchange (default: a temporary folder)")
+    for kind in (real, big):
+        kind.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
+    measure.say_machine()
     if options.kind == "quickstart":
-        quickstart(options.data, options.updates, options.runs)
-        return
-    folder = options.folder or Path(tempfile.mkdtemp())
-    try:
-        large(options.rounds, options.dtype, folder)
-    finally:
-        if options.folder is None:
-            shutil.rmtree(folder)
+        rows = quickstart(options.data, options.updates, options.runs)
+    else:
+        rows = large_in(options.folder, options.rounds, options.dtype)
+    measure.write(options.json, rows)
 
 
 if __name__ == "__main__":

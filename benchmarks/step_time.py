@@ -10,43 +10,40 @@ measures that).  The arithmetic asks for 4/3: a plain update is three times a fo
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import contextlib
 
 import measure
 import steps
 import torch
 
-FORMS = {
-    "auto": ("auto", False),
-    "naive": ("naive", False),
-    "fused": ("auto", True),
-}
-HALVED = "fused, bfloat16 peers"
-COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS, HALVED]
+HALVED = "--codistill-fused-ce --codistill-peer-dtype bfloat16"
+FORMS = steps.FORMS | {"fused, bfloat16 peers": HALVED}
+COLUMNS = ["model", "V", "tokens", "plain, s", *FORMS]
 
 
 def measured(
-    size: str, classes: int, tokens: int, rounds: int, device: torch.device, dtype: torch.dtype
+    size: str,
+    classes: int,
+    tokens: int,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    peer_dropout: bool,
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
-    in_half = "--codistill-peer-dtype bfloat16"
-    with (
-        steps.plain_and_codistilled(size, classes, device, dtype) as (plain, ours),
-        steps.plain_and_codistilled(size, classes, device, dtype, flags=in_half) as (_, halved),
-    ):
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(steps.plain(size, classes, device, dtype))
         sample = steps.batch(plain, tokens, classes, device)
         contestants = {"plain": lambda: plain.step(sample)}
-        for name, (form, fused) in FORMS.items():
-            step = steps.in_form(ours, form, fused)
-            contestants[name] = lambda step=step: step(sample)
-        halved_step = steps.in_form(halved, *FORMS["fused"])
-        contestants[HALVED] = lambda: halved_step(sample)
+        for name, flags in FORMS.items():
+            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
+            contestants[name] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(contestants, rounds, device)
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}
     row["plain, s"] = measure.spread(seconds["plain"])
-    for name in (*FORMS, HALVED):
+    for name in FORMS:
         row[name] = measure.spread(measure.ratio(seconds[name], seconds["plain"]), 3)
-    return row | {"seconds": seconds}
+    return row | {"peer dropout": peer_dropout, "seconds": seconds}
 
 
 def main() -> None:
@@ -54,11 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
-    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the raw figures there")
+    steps.add_arguments(parser)
+    steps.add_peer_dropout(parser)
     options = parser.parse_args()
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     measure.say_machine()
@@ -66,7 +62,17 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         for classes in options.classes:
-            rows.append(measured(size, classes, options.tokens, options.rounds, device, dtype))
+            rows.append(
+                measured(
+                    size,
+                    classes,
+                    options.tokens,
+                    options.rounds,
+                    device,
+                    dtype,
+                    options.peer_dropout,
+                )
+            )
             print(measure.table(rows[-1:], COLUMNS).split("\n")[-1], flush=True)
             measure.write(options.json, rows)
     print("\n" + measure.table(rows, COLUMNS))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -34,8 +36,27 @@ COMMON = """--source-lang de --target-lang en --share-all-embeddings --dropout 0
 PLAIN = "--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
 CODISTILLED = "--task codistill_translation --criterion codistill_cross_entropy"
 
+# What asks for the divergence and the cross-entropy in each of their forms.
+FORMS = {"auto": "", "naive": "--codistill-head naive", "fused": "--codistill-fused-ce"}
+
+# The update that all are made as: only the first boundary publishes, before anything is measured.
+UPDATE = 50
+
 # Lengths of the sentences of a batch, which make padding as in fairseq's batches.
 LENGTHS = range(20, 31)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of all that make a batch."""
+    parser.add_argument("--tokens", type=int, default=2000, help="target tokens of the batch")
+    measure.add_arguments(parser)
+
+
+def add_peer_dropout(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of all that make updates beside peers."""
+    parser.add_argument(
+        "--peer-dropout", action="store_true", help="with --codistill-peer-dropout, as the recipes"
+    )
 
 
 class Side:
@@ -55,6 +76,7 @@ class Side:
         line = [str(folder), *SIZES[size].split(), *COMMON.split(), *flags.split()]
         with contextlib.redirect_stdout(io.StringIO()):
             args = options.parse_args_and_arch(options.get_training_parser(), line)
+        self.folder, self.size, self.device, self.dtype = folder, size, device, dtype
         self.cfg = convert_namespace_to_omegaconf(args)
         self.task = tasks.setup_task(self.cfg.task)
         utils.set_torch_seed(1)
@@ -81,7 +103,7 @@ class Side:
             Draft(
                 group=group,
                 seed=group + 100,
-                update=40,
+                update=UPDATE - 10,
                 epoch=1,
                 dtype="float32",
                 vocabulary=vocabulary_digest(self.task.target_dictionary.symbols),
@@ -113,58 +135,74 @@ def batch(side: Side, tokens: int, classes: int, device: torch.device) -> dict[s
     }
 
 
+class Codistilled(Side):
+    """A side that codistils."""
+
+    @property
+    def codistillation(self) -> Codistillation | None:
+        """Its part in codistillation; with one group there is none."""
+        found: Codistillation | None = self.task.codistillation
+        return found
+
+    def at_boundary(self) -> None:
+        """Do what is due before an update."""
+        if self.codistillation is not None:
+            self.codistillation.at_boundary(UPDATE, epoch=1)
+
+    def step(self, sample: dict[str, Any]) -> None:
+        """Make one update, with its boundary, as the task does."""
+        self.at_boundary()
+        super().step(sample)
+
+
 @contextmanager
-def plain_and_codistilled(
-    size: str,
-    classes: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    groups: int = 2,
-    flags: str = "",
-) -> Iterator[tuple[Side, Side]]:
-    """Give fairseq's own side and a codistilling one whose peers are live.
+def plain(
+    size: str, classes: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[Side]:
+    """Give fairseq's own side.
 
     Args:
         size: one of ``SIZES``.
         classes: V.
-        device: where they train.
-        dtype: what they train in.
-        groups: n, 1 too.
-        flags: more of them for the codistilling side.
+        device: where it trains.
+        dtype: what it trains in.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = "".join(f"w{number} 1\n" for number in range(classes - 4))
         for language in ("de", "en"):
             (folder / f"dict.{language}.txt").write_text(words)
-        plain = Side(folder, size, PLAIN, device, dtype)
+        yield Side(folder, size, PLAIN, device, dtype)
+
+
+@contextmanager
+def codistilled(
+    like: Side, flags: str = "", groups: int = 2, peer_dropout: bool = False
+) -> Iterator[Codistilled]:
+    """Give a codistilling side whose peers are live.
+
+    Args:
+        like: the plain side of the same size; its model is what the peers have published.
+        flags: more of them.
+        groups: n, 1 too.
+        peer_dropout: whether the peers drop out.
+    """
+    with tempfile.TemporaryDirectory() as exchange:
         for group in range(1, groups):
-            plain.publish(folder / "exchange", group)
-        where = f"--codistill-dir {folder}/exchange --codistill-num-groups {groups}"
-        ours = Side(folder, size, f"{CODISTILLED} {where} {flags}", device, dtype)
+            like.publish(Path(exchange), group)
+        line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {flags}"
+        if peer_dropout:
+            line += " --codistill-peer-dropout"
+        ours = Codistilled(like.folder, like.size, line, like.device, like.dtype)
         ours.task.begin_epoch(1, ours.model)
-        codistillation: Codistillation | None = ours.task.codistillation
-        if codistillation is None:  # n = 1
-            yield plain, ours
+        codistillation = ours.codistillation
+        if codistillation is None:
+            yield ours
             return
-        while len(codistillation.peers) < groups - 1:
-            codistillation.at_boundary(50, epoch=1)
-            time.sleep(0.05)
         try:
-            yield plain, ours
+            while len(codistillation.peers) < groups - 1:
+                ours.at_boundary()
+                time.sleep(0.05)
+            yield ours
         finally:
             codistillation.abandon()
-
-
-def in_form(side: Side, form: str, fused: bool) -> Callable[[dict[str, Any]], None]:
-    """Give a step of a codistilling side with its divergence and cross-entropy in some form."""
-
-    def step(sample: dict[str, Any]) -> None:
-        side.task.codistillation._compare._form = form
-        side.task.codistillation._compare._fused = fused
-        side.criterion.fused = fused
-        # As at_boundary does before each update.
-        side.task.codistillation._compare.begin_update()
-        side.step(sample)
-
-    return step

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from harness import CODISTILL, MODEL, SETTINGS, TINY
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from fairseq_codistill.codistillation import comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig
 from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
 from fairseq_codistill.tasks import _models
@@ -211,6 +213,38 @@ def test_products_are_made_anew_with_new_weights(groups):
     log = student.criterion(student.model, student.sample)[2]
     truth = (peer.logits() - student.logits()).square().mean(dim=1).sum().item()
     assert log["codistill_loss"].item() == pytest.approx(truth, rel=1e-4)
+
+
+def test_products_are_made_once_an_update_and_kept_over_micro_batches(groups, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    student, _ = groups("--codistill-head", "factored", peers=2)
+    made = {"own": 0, "cross": 0}
+
+    def counted(name):
+        act = getattr(comparison, name)
+
+        def count(*layers):
+            made[name] += 1
+            return act(*layers)
+
+        monkeypatch.setattr(comparison, name, count)
+
+    counted("own")
+    counted("cross")
+    # All that fairseq's tasks ask of an optimizer in a micro-batch.
+    optimizer = SimpleNamespace(backward=lambda loss: loss.backward())
+    found = []
+    for update in (50, 51):
+        for _ in range(3):
+            student.task.train_step(
+                student.sample, student.model, student.criterion, optimizer, update
+            )
+            found.append(tuple(made.values()))
+    # First the student's layer and both peers', and two products between them; in the next
+    # update only what the student's layer is in.
+    assert found == [(3, 2)] * 3 + [(4, 4)] * 3
+    assert caplog.text.count("divergence: computed in the factored form") == 1
+    assert caplog.text.count("divergence: computed in the ") == 1
 
 
 def test_only_the_student_is_in_the_model_and_gets_a_gradient(groups):

@@ -1,0 +1,109 @@
+"""The scripts of benchmarks/ run, and write what they measured and on what."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_codistill.installed import fairseq_distributions
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+# What each script, and each of its commands, is to say of its flags.
+HELP = {
+    ("equal_time",): ["--data", "--megabits", "--seconds", "--out"],
+    ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
+    ("loss_head",): ["--rows", "--width", "--classes", "--rounds", "--dtype", "--device", "--json"],
+    ("memory",): ["--sizes", "--tokens", "--dtype", "--device", "--peer-dropout", "--json"],
+    ("network",): ["--data", "--megabits", "--methods", "--seconds", "--json"],
+    ("peer_forward",): ["--sizes", "--tokens", "--ways", "--rounds", "--device", "--json"],
+    ("scaling",): ["--size", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
+    ("snapshot_dtypes",): ["runs", "--data", "--json"],
+    ("stall",): ["quickstart", "large"],
+    ("stall", "quickstart"): ["--data", "--updates", "--runs", "--json"],
+    ("stall", "large"): ["--rounds", "--dtype", "--folder", "--json"],
+    ("step_time",): ["--sizes", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a script as if from the command line, in this process: torch is imported once."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    threads = torch.get_num_threads()
+
+    def act(script, *arguments):
+        path = str(BENCHMARKS / f"{script}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+    yield act
+    torch.set_num_threads(threads)
+
+
+def test_every_script_is_here():
+    scripts = {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
+    assert scripts == {script for script, *_ in HELP}
+
+
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help(run, capsys, command):
+    if command == ("equal_time",):
+        pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit) as end:
+        run(*command, "--help")
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert not [flag for flag in HELP[command] if flag not in said]
+
+
+UPDATES = ["--sizes", "tiny", "--classes", "50", "--tokens", "100", "--device", "cpu"]
+SMALL = {
+    "step_time": [*UPDATES, "--rounds", "1", "--peer-dropout"],
+    "memory": UPDATES,
+    "loss_head": "--rows 20 --width 8 --classes 50 --rounds 1 --device cpu".split(),
+}
+RATIOS = {
+    "step_time": ["auto", "naive", "fused", "fused, bfloat16 peers"],
+    "memory": ["auto", "naive", "fused"],
+    "loss_head": ["cross-entropy", "factored", "chunked", "fused, factored", "kl chunked / kl"],
+}
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_a_small_run_writes_its_figures_and_the_machine(run, tmp_path, script):
+    path = tmp_path / "figures.json"
+    run(script, *SMALL[script], "--json", path)
+    written = json.loads(path.read_text())
+
+    machine = written["machine"]
+    assert machine["cores"] >= 1
+    assert machine["threads"] >= 1
+    assert machine["cpu"]
+    assert machine["torch"] == torch.__version__
+    assert machine["python"]
+    assert fairseq_distributions().items() <= machine.items()
+
+    (row,) = written["rows"]
+    for name in RATIOS[script]:
+        numbers = [float(number) for number in re.findall(r"\d+\.\d+", row[name])]
+        assert numbers, name
+        assert min(numbers) > 0, name
+    if script != "loss_head":
+        assert row["peer dropout"] is ("--peer-dropout" in SMALL[script])
+
+
+@pytest.mark.parametrize("peer_dropout", [False, True])
+def test_peers_drop_out_if_asked(run, peer_dropout):
+    import steps
+
+    with (
+        steps.plain("tiny", 50, torch.device("cpu")) as plain,
+        steps.codistilled(plain, peer_dropout=peer_dropout) as ours,
+    ):
+        (peer,) = ours.codistillation.peers
+        assert peer.module.training is peer_dropout
