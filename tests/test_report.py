@@ -225,6 +225,7 @@ def test_the_numbers_of_a_model():
         last_top1=61,
         updates=33,
         words_per_second=140,
+        images_per_second=None,
         alpha=1,
         staleness=1.5,
         stall_share=0.3,
@@ -387,15 +388,30 @@ def test_numbers_are_per_what_the_runs_count(written, tmp_path, capsys):
     text = (written / "report.md").read_text()
     assert "bits per token" in text
     assert "image" not in text
+    speeds = {"pictures": {"images_per_second": 1234.4}, "words": {"wps": 77}}
     for name, more in (("pictures", {"top1": 50}), ("words", {})):
-        writer = Writer().start()
+        # Of other settings, so that each has a line of its own.
+        writer, rate = Writer().start(lr="0.1" if more else "0.2"), speeds[name]
         for update in (10, 20, 30):
-            writer.inner(update, loss=5, nll_loss=4).valid(update, loss=5, nll_loss=4, **more)
+            writer.inner(update, loss=5, nll_loss=4, **rate)
+            writer.valid(update, loss=5, nll_loss=4, **more)
         writer.to(tmp_path / name / "log.txt")
     report(capsys, tmp_path / "pictures", "--out", tmp_path / "images")
     report(capsys, tmp_path / "pictures", tmp_path / "words", "--out", tmp_path / "mixed")
-    assert "NLL in bits per image (base 2)" in (tmp_path / "images/report.md").read_text()
-    assert "NLL in bits per token or image" in (tmp_path / "mixed/report.md").read_text()
+    images, mixed = ((tmp_path / name / "report.md").read_text() for name in ("images", "mixed"))
+    assert "NLL in bits per image (base 2), lower is better; images/s: median" in images
+    assert rates(images, "images/s") == ["1,234"]
+    assert "NLL in bits per token or image" in mixed
+    assert rates(mixed, "words or images/s") == ["1,234", "77"]
+    assert rates(text, "words/s")[:2] == ["100", "100"]
+
+
+def rates(text: str, column: str) -> list[str]:
+    """What the first table has in a column."""
+    lines = text.split("\n\n")[1].splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+    place = rows[0].index(column)
+    return [row[place] for row in rows[2:]]
 
 
 def test_the_translations_have_a_table(written):

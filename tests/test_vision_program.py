@@ -14,8 +14,8 @@ from fairseq_codistill import cli
 from fairseq_codistill.vision import diagnostics
 from fairseq_codistill.vision.__main__ import main
 from fairseq_codistill.vision.flags import parse
+from fairseq_codistill.vision.optimizer import optimizer_of
 from fairseq_codistill.vision.settings import VisionConfig
-from fairseq_codistill.vision.train import _optimizer
 
 PROGRAM = ["python", "-m", "fairseq_codistill.vision"]
 
@@ -86,6 +86,9 @@ def test_schedules_are_those_that_are_set(data, tmp_path):
     rates = [0.01 * update for update in range(7)] + [0.07] * 7 + [0.007] * 7
     assert column(run.lines(), "lr") == pytest.approx(rates, rel=1e-5)
     assert column(run.lines(), "weight_decay") == pytest.approx([4e-4] * 14 + [1e-4] * 7)
+    # 8 images an update.
+    speeds = [8 * ups for ups in column(run.lines(), "ups")]
+    assert column(run.lines(), "images_per_second") == pytest.approx(speeds, rel=1e-4)
     assert column(run.lines("train"), "distance") == sorted(column(run.lines("train"), "distance"))
 
 
@@ -93,8 +96,8 @@ def test_schedules_are_those_that_are_set(data, tmp_path):
 def test_norms_without_weight_decay(norms):
     config = VisionConfig(norm_weight_decay=norms)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    decaying = [group["decays"] for group in _optimizer(model, config).param_groups]
-    sizes = [len(group["params"]) for group in _optimizer(model, config).param_groups]
+    decaying = [group["decays"] for group in optimizer_of(model, config).param_groups]
+    sizes = [len(group["params"]) for group in optimizer_of(model, config).param_groups]
     assert (decaying, sizes) == (([True], [4]) if norms else ([True, False], [2, 2]))
 
 

@@ -17,8 +17,9 @@ keys of report.json (what is not known is null; updates and values are lists ali
   labels           one for each line of the table:
     label, codistilled
     spreads        over its models: best_nll, best_update, last_nll, best_top1,
-                   last_top1, updates, words_per_second, alpha, staleness,
-                   stall_share, seconds and restarts, each null or mean, min, max
+                   last_top1, updates, words_per_second,
+                   images_per_second, alpha, staleness, stall_share, seconds and
+                   restarts, each null or mean, min, max
     scores         sacreBLEU of each run that examples/evaluate.sh has scored:
                    run, models (a list), ensemble, weight_average, signature,
                    conditions (subset, sentences, beam, lenpen, checkpoints,
