@@ -149,11 +149,17 @@ def test_agreement_of_two_models(tmp_path, capsys):
         state = {name: tensor.double() for name, tensor in state.items()}
         answers.append(resnet8(images, state, None).argmax(dim=1))
         top1 = 100 * (answers[-1] == targets).double().mean().item()
-        assert line == {"checkpoint": str(path), "images": 36, "top1": pytest.approx(top1)}
+        about = {"checkpoint": str(path), "group": 0, "update": 18, "images": 36}
+        assert line == {**about, "top1": pytest.approx(top1)}
     same = (answers[0] == answers[1]).double().mean().item()
     assert 0 < same < 1
     assert lines[2]["agreement"] == pytest.approx(same)
     assert lines[2]["churn"] == pytest.approx(1 - same)
+    assert (lines[2]["groups"], lines[2]["updates"]) == ([0, 0], [18, 18])
+    # What is there already stays.
+    once = out.read_text()
+    assert diagnostics.main(flags) == 0
+    assert out.read_text() == 2 * once
 
 
 def test_the_help_names_every_setting(capsys):

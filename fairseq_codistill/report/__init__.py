@@ -3,8 +3,9 @@
 ``runs`` finds the logs of what the user named, ``logs`` parses them, ``settings`` tells which
 runs differ in their seed only and ``labels`` puts these into one line. ``series`` makes a mean
 and a band of several curves, ``figures`` the numbers, ``compare`` tells how far two lines are
-apart, ``scores`` how well a run translates. ``content`` says what a report holds, ``tables`` and
-``pictures`` fill it (``wording`` writes the numbers, ``plots`` draws), ``build`` puts it together;
+apart, ``scores`` how well a run translates and ``agreement`` how alike its models' answers on
+images are. ``content`` says what a report holds, ``tables`` and ``pictures`` fill it (``wording``
+writes the numbers, ``plots`` draws), ``build`` puts it together;
 ``markdown``, ``page`` and ``document`` write it out, and ``show`` is the command.
 Nothing here imports torch or fairseq.
 """
@@ -24,6 +25,9 @@ keys of report.json (what is not known is null; updates and values are lists ali
                    run, models (a list), ensemble, weight_average, signature,
                    conditions (subset, sentences, beam, lenpen, checkpoints,
                    references)
+    agreement      of each run of images with an agreement.jsonl: run, updates,
+                   agreement (the share of images that two groups' models give
+                   the same class) and churn (the rest)
     models         each model, that is each group of each run:
       log, run, group, seed, run_id, git_commit
       figures      the same keys, each a number; nll in bits per token or image,

@@ -29,7 +29,11 @@ def build(labels: Sequence[Label]) -> Content:
         title="Codistillation report",
         summary=summary(labels),
         main=tables.main(labels),
-        results=[*tables.translations(labels), *tables.gaps(labels)],
+        results=[
+            *tables.translations(labels),
+            *tables.agreements(labels),
+            *tables.gaps(labels),
+        ],
         pictures=drawn,
         tables=[
             *([tables.models(labels)] if several else []),

@@ -34,6 +34,16 @@ def _label(label: Label) -> dict[str, Any]:
         "scores": [
             {"run": run.named, **asdict(run.scores)} for run in label.runs if run.scores is not None
         ],
+        "agreement": [
+            {
+                "run": run.named,
+                "updates": run.agreement.updates,
+                "agreement": run.agreement.shares,
+                "churn": run.agreement.churn,
+            }
+            for run in label.runs
+            if run.agreement is not None
+        ],
         "models": [_model(run, model) for run in label.runs for model in run.models],
     }
 

@@ -128,6 +128,32 @@ def translations(labels: Sequence[Label]) -> list[Table]:
     return [Table("Translations", header, rows, 1, f"{caption}.")]
 
 
+def agreements(labels: Sequence[Label]) -> list[Table]:
+    """Give a table of how alike the models of a run answer on images, if any run tells."""
+    rows = []
+    for label in labels:
+        some = [run.agreement for run in label.runs if run.agreement is not None]
+        if some:
+            rows.append(
+                [
+                    label.name,
+                    str(len(some)),
+                    wording.percent(figures.spread([100 * one.shares[-1] for one in some])),
+                    wording.percent(figures.spread([100 * one.churn[-1] for one in some])),
+                    wording.whole(figures.spread([one.updates[-1] for one in some])),
+                ]
+            )
+    if not rows:
+        return []
+    caption = (
+        "Agreement: of the validation images, how many two groups' models give the same class; "
+        "churn: the rest. The last checkpoints that were compared; a mean over the runs of a line, "
+        "and in brackets the least and the greatest."
+    )
+    header = ["run", "runs", "agreement %", "churn %", "at update"]
+    return [Table("Agreement between groups", header, rows, 1, caption)]
+
+
 def gaps(labels: Sequence[Label]) -> list[Table]:
     """Give a table of how far each line is from the first one."""
     if len(labels) < 2:
