@@ -103,6 +103,7 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--codistill-num-groups 2", "--codistill-dir is missing"),
         ("--codistill-every 0", "--codistill-every 0 is too small; give 1 or more"),
         ("--codistill-head factored", "--codistill-head factored is for large vocabularies"),
+        ("--codistill-head chunked", "--codistill-head chunked is for large vocabularies, and"),
         ("--codistill-fused-ce", "--codistill-fused-ce is for large vocabularies"),
     ],
 )
