@@ -668,7 +668,7 @@ def test_a_folder_with_several_logs(tmp_path, capsys):
     assert runs.find(str(tmp_path)).models[0].path.name == "log.txt"
 
 
-def test_wrong_arguments(tmp_path, capsys, monkeypatch):
+def test_wrong_arguments(tmp_path, capsys):
     run = write_run(tmp_path / "a", 1)
     assert "nothing to report on" in refusal(capsys)
     assert "names no run" in refusal(capsys, "--as", "x")
@@ -676,8 +676,29 @@ def test_wrong_arguments(tmp_path, capsys, monkeypatch):
     assert "only once" in refusal(capsys, run, "--as", "again", run / "log.txt")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(capsys, run, "--out", tmp_path / "file")
+
+
+def test_without_matplotlib_all_but_the_plots_is_written(tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "a", 1, groups=2)
+    report(capsys, run, "--out", tmp_path / "with", "--json")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "fairseq-codistill[report]" in refusal(capsys, run, "--out", tmp_path / "r")
+    said = report(capsys, run, "--out", tmp_path / "out", "--json", "--html")
+    (note,) = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert note.startswith("note: The plots are left out, because matplotlib is not installed; pip")
+    assert "fairseq-codistill[report]" in note
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.md", "report.html", "report.json"}
+    text = (tmp_path / "out/report.md").read_text()
+    table = (tmp_path / "with/report.md").read_text().split("\n\n")[1]
+    assert table in text
+    assert ".png" not in text
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<img" not in page
+    assert "The plots are left out" in page
+    one, other = (
+        json.loads((tmp_path / f"{out}/report.json").read_text()) for out in ("with", "out")
+    )
+    assert one["labels"] == other["labels"]
 
 
 def test_logs_of_before_a_flag_are_those_of_its_default():

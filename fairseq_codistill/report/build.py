@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 from fairseq_codistill.report import labels as grouping
-from fairseq_codistill.report import pictures, tables, wording
+from fairseq_codistill.report import pictures, plots, tables, wording
 from fairseq_codistill.report.content import Content
 from fairseq_codistill.report.labels import Label
 
 
 def build(labels: Sequence[Label]) -> Content:
-    """Work out and draw everything.
+    """Work out everything, and draw it if there is something to draw with.
 
     Raises:
         UserError: if the models of a label have no update of training in common.
@@ -20,9 +20,10 @@ def build(labels: Sequence[Label]) -> Content:
     notes = [note for label in labels for run in label.runs for note in run.notes]
     notes += grouping.notes(labels)
     notes += [note for label in labels for note in _odd(label)]
-    drawn, said = pictures.pictures(labels)
+    missing = plots.missing()
+    drawn, said = ([], [missing]) if missing else pictures.pictures(labels)
     notes += said
-    if not any(label.codistilled for label in labels):
+    if drawn and not any(label.codistilled for label in labels):
         notes.append("No run here has peers, so there is no picture of alpha, D and staleness.")
     several = any(len(label.models) > 1 for label in labels)
     return Content(
