@@ -1,6 +1,7 @@
 """`codistill report`: what it reads from logs, the numbers it makes of them, its pictures."""
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from fairseq_codistill.report import (
     figures,
     labels,
     logs,
+    origin,
     plots,
     runs,
     series,
@@ -447,6 +449,69 @@ def test_scores_under_other_conditions_and_broken_ones(tmp_path, capsys):
     assert "beam" not in text.split("## Translations")[1].split("##")[0]
     gaps = dict(re.findall(r"^\| (b|c) .*\| +(\S+) \|$", text.split("## Against a")[1], re.M)[:2])
     assert gaps == {"b": "+2.00", "c": "-"}
+
+
+@pytest.mark.parametrize(
+    ("word", "short"),
+    [
+        ("/root/runs/data-bin", "data-bin"),
+        ("/root/runs/data-bin/", "data-bin"),
+        ("//root/x", "x"),
+        ("--data=/root/x", "--data=x"),
+        ("task.data='/root/x'", "task.data='x'"),
+        ("/a/b.pt:/c/d.pt", "b.pt:d.pt"),
+        ("file:///root/x", "x"),
+        ("[/root/x,/root/y]", "[x,y]"),
+        ("1: --data /root/x --lr 3", "1: --data x --lr 3"),
+        # These name no place of the machine.
+        *(
+            (word, word)
+            for word in ("s3://bucket/run", "data/x", "../x", "./x", "/", "(0.9, 0.98)")
+        ),
+        ("s3://bucket/run:/root/x", "s3://bucket/run:x"),
+        ("1/4", "1/4"),
+    ],
+)
+def test_no_absolute_path_stays_in_a_command(word, short):
+    assert origin.shortened([word]) == [short]
+
+
+def write_launch(run: Path, command: list[str], torch: str, options: list[str] | None) -> None:
+    said = {"format": 1, "run_id": "r", "groups": [[], []], "command": command}
+    said |= {} if options is None else {"options": options}
+    (run / "launch.json").write_text(json.dumps(said | {"versions": {"torch": torch, "x": None}}))
+
+
+def test_the_report_says_how_the_runs_were_made(tmp_path, capsys):
+    new = [write_run(tmp_path / f"new-{seed}", seed, groups=2) for seed in (1, 2)]
+    old = write_run(tmp_path / "old", 1, groups=2)
+    plain = write_run(tmp_path / "plain", 1)
+    command = ["fairseq-train", str(tmp_path / "corpus/bin"), "--adam-betas", "(0.9, 0.98)", "`*_"]
+    options = ["--groups", "2", "--group", f"1: --data {tmp_path}/other"]
+    write_launch(new[0], command, "2.9", options)
+    write_launch(new[1], ["second"], "2.9", options)
+    write_launch(old, command, "2.8", None)
+    out = tmp_path / "out"
+    labelled = ["--as", "new<b>", *new, "--as", "old", old, "--as", "plain", plain]
+    report(capsys, *labelled, "--out", out, "--json", "--html")
+    section = (out / "report.md").read_text().split("## How these were made\n\n")[1]
+    shown = "-- fairseq-train bin --adam-betas '(0.9, 0.98)' '`*_'"
+    code, caption = section.rstrip("\n").split("\n\n")
+    first = f"codistill launch --groups 2 --group '1: --data other' {shown}"
+    second = f"codistill launch --groups 2 ... {shown}"
+    lines = ["# new<b>", first, "# old", second]
+    assert code.splitlines() == [f"    {line}" for line in lines]
+    assert caption.endswith(r"Versions: torch 2.9, x None (new\<b\>); torch 2.8, x None (old).")
+    page = (out / "report.html").read_text()
+    assert f"<pre>{html.escape(chr(10).join(lines))}</pre>" in page
+    new_label, old_label, plain_label = json.loads((out / "report.json").read_text())["labels"]
+    versions = {"torch": "2.9", "x": None}
+    assert new_label["runs"] == [
+        {"run": str(new[0]), "command": first, "versions": versions},
+        {"run": str(new[1]), "command": new_label["runs"][1]["command"], "versions": versions},
+    ]
+    assert old_label["runs"][0]["command"] == second
+    assert plain_label["runs"] == []
 
 
 def compared(update: int | None, share: float, groups=(0, 1), later: int | None = None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fairseq_codistill.report import labels as grouping
 from fairseq_codistill.report import pictures, plots, tables, wording
-from fairseq_codistill.report.content import Content
+from fairseq_codistill.report.content import Content, Listing
 from fairseq_codistill.report.labels import Label
 
 
@@ -41,6 +41,7 @@ def build(labels: Sequence[Label]) -> Content:
             *tables.settings(labels),
             tables.places(labels),
         ],
+        made=made(labels),
         notes=notes,
     )
 
@@ -60,6 +61,33 @@ def summary(labels: Sequence[Label]) -> list[str]:
                 text += f", best top-1 {wording.percent(spread['best_top1'])} %"
         said.append(f"{label.name}: {models}{text}")
     return said
+
+
+def made(labels: Sequence[Label]) -> Listing | None:
+    """Give the command of each label's first run, and all versions; None if no run tells."""
+    lines: list[str] = []
+    versions: dict[str, list[str]] = {}
+    for label in labels:
+        known = [run.origin for run in label.runs if run.origin is not None]
+        if not known:
+            continue
+        lines += [f"# {label.name}", known[0].command]
+        for one in known:
+            said = ", ".join(f"{name} {version}" for name, version in one.versions.items())
+            names = versions.setdefault(said, [])
+            if label.name not in names:
+                names.append(label.name)
+    if not lines:
+        return None
+    if len(versions) == 1:
+        said = next(iter(versions))
+    else:
+        said = "; ".join(f"{one} ({', '.join(names)})" for one, names in versions.items())
+    caption = (
+        "The command of the first run of each line: absolute paths by their last component, no "
+        f'--out, "..." where launch has not kept its options. Versions: {said}.'
+    )
+    return Listing("How these were made", lines, caption)
 
 
 def _odd(label: Label) -> list[str]:

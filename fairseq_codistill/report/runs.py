@@ -10,9 +10,10 @@ from typing import Any
 
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch import record
-from fairseq_codistill.report import agreement, logs, scores, settings
+from fairseq_codistill.report import agreement, logs, origin, scores, settings
 from fairseq_codistill.report.agreement import Agreement
 from fairseq_codistill.report.logs import Log
+from fairseq_codistill.report.origin import Origin
 from fairseq_codistill.report.scores import Scores
 from fairseq_codistill.report.settings import Settings
 
@@ -55,6 +56,7 @@ class Run:
         git_commit: that launch ran.
         scores: of its translations, if evaluate.sh has made them.
         agreement: of its groups' models on images, if vision.diagnostics has been asked.
+        origin: how it was made, if launch has made it.
     """
 
     named: str
@@ -64,6 +66,7 @@ class Run:
     git_commit: str | None = None
     scores: Scores | None = None
     agreement: Agreement | None = None
+    origin: Origin | None = None
 
     @property
     def settings(self) -> Settings:
@@ -116,6 +119,7 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
         git_commit=written.get("git_commit"),
         scores=found,
         agreement=alike,
+        origin=origin.of(written),
     )
 
 
