@@ -173,7 +173,7 @@ def _add_report(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
             "Write report.md, with a table and plots, on runs with fairseq's log format json or\n"
             "simple. A RUN is a launch's --out, the folder of a plain run with a log in it, or a\n"
             "log. Runs that differ in their seed only share one line of the table and the plots,\n"
-            "a mean with a band over seeds and groups."
+            "a mean with a band over seeds and groups. Without matplotlib there are no plots."
         ),
         epilog=KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -52,7 +52,7 @@ def test_imports_go_down_only(room):
 
 
 def test_the_vision_entry_point_brings_no_fairseq_with_it():
-    code = "import sys, fairseq_codistill.vision.__main__; print('fairseq' in sys.modules)"
+    code = "import sys, fairseq_codistill.vision.program; print('fairseq' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -1,6 +1,7 @@
 """`codistill report`: what it reads from logs, the numbers it makes of them, its pictures."""
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from fairseq_codistill.report import (
     figures,
     labels,
     logs,
+    origin,
     plots,
     runs,
     series,
@@ -225,6 +227,7 @@ def test_the_numbers_of_a_model():
         last_top1=61,
         updates=33,
         words_per_second=140,
+        images_per_second=None,
         alpha=1,
         staleness=1.5,
         stall_share=0.3,
@@ -387,15 +390,30 @@ def test_numbers_are_per_what_the_runs_count(written, tmp_path, capsys):
     text = (written / "report.md").read_text()
     assert "bits per token" in text
     assert "image" not in text
+    speeds = {"pictures": {"images_per_second": 1234.4}, "words": {"wps": 77}}
     for name, more in (("pictures", {"top1": 50}), ("words", {})):
-        writer = Writer().start()
+        # Of other settings, so that each has a line of its own.
+        writer, rate = Writer().start(lr="0.1" if more else "0.2"), speeds[name]
         for update in (10, 20, 30):
-            writer.inner(update, loss=5, nll_loss=4).valid(update, loss=5, nll_loss=4, **more)
+            writer.inner(update, loss=5, nll_loss=4, **rate)
+            writer.valid(update, loss=5, nll_loss=4, **more)
         writer.to(tmp_path / name / "log.txt")
     report(capsys, tmp_path / "pictures", "--out", tmp_path / "images")
     report(capsys, tmp_path / "pictures", tmp_path / "words", "--out", tmp_path / "mixed")
-    assert "NLL in bits per image (base 2)" in (tmp_path / "images/report.md").read_text()
-    assert "NLL in bits per token or image" in (tmp_path / "mixed/report.md").read_text()
+    images, mixed = ((tmp_path / name / "report.md").read_text() for name in ("images", "mixed"))
+    assert "NLL in bits per image (base 2), lower is better; images/s: median" in images
+    assert rates(images, "images/s") == ["1,234"]
+    assert "NLL in bits per token or image" in mixed
+    assert rates(mixed, "words or images/s") == ["1,234", "77"]
+    assert rates(text, "words/s")[:2] == ["100", "100"]
+
+
+def rates(text: str, column: str) -> list[str]:
+    """What the first table has in a column."""
+    lines = text.split("\n\n")[1].splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+    place = rows[0].index(column)
+    return [row[place] for row in rows[2:]]
 
 
 def test_the_translations_have_a_table(written):
@@ -431,6 +449,132 @@ def test_scores_under_other_conditions_and_broken_ones(tmp_path, capsys):
     assert "beam" not in text.split("## Translations")[1].split("##")[0]
     gaps = dict(re.findall(r"^\| (b|c) .*\| +(\S+) \|$", text.split("## Against a")[1], re.M)[:2])
     assert gaps == {"b": "+2.00", "c": "-"}
+
+
+@pytest.mark.parametrize(
+    ("word", "short"),
+    [
+        ("/root/runs/data-bin", "data-bin"),
+        ("/root/runs/data-bin/", "data-bin"),
+        ("//root/x", "x"),
+        ("--data=/root/x", "--data=x"),
+        ("task.data='/root/x'", "task.data='x'"),
+        ("/a/b.pt:/c/d.pt", "b.pt:d.pt"),
+        ("file:///root/x", "x"),
+        ("[/root/x,/root/y]", "[x,y]"),
+        ("1: --data /root/x --lr 3", "1: --data x --lr 3"),
+        # These name no place of the machine.
+        *(
+            (word, word)
+            for word in ("s3://bucket/run", "data/x", "../x", "./x", "/", "(0.9, 0.98)")
+        ),
+        ("s3://bucket/run:/root/x", "s3://bucket/run:x"),
+        ("1/4", "1/4"),
+    ],
+)
+def test_no_absolute_path_stays_in_a_command(word, short):
+    assert origin.shortened([word]) == [short]
+
+
+def write_launch(run: Path, command: list[str], torch: str, options: list[str] | None) -> None:
+    said = {"format": 1, "run_id": "r", "groups": [[], []], "command": command}
+    said |= {} if options is None else {"options": options}
+    (run / "launch.json").write_text(json.dumps(said | {"versions": {"torch": torch, "x": None}}))
+
+
+def test_the_report_says_how_the_runs_were_made(tmp_path, capsys):
+    new = [write_run(tmp_path / f"new-{seed}", seed, groups=2) for seed in (1, 2)]
+    old = write_run(tmp_path / "old", 1, groups=2)
+    plain = write_run(tmp_path / "plain", 1)
+    command = ["fairseq-train", str(tmp_path / "corpus/bin"), "--adam-betas", "(0.9, 0.98)", "`*_"]
+    options = ["--groups", "2", "--group", f"1: --data {tmp_path}/other"]
+    write_launch(new[0], command, "2.9", options)
+    write_launch(new[1], ["second"], "2.9", options)
+    write_launch(old, command, "2.8", None)
+    out = tmp_path / "out"
+    labelled = ["--as", "new<b>", *new, "--as", "old", old, "--as", "plain", plain]
+    report(capsys, *labelled, "--out", out, "--json", "--html")
+    section = (out / "report.md").read_text().split("## How these were made\n\n")[1]
+    shown = "-- fairseq-train bin --adam-betas '(0.9, 0.98)' '`*_'"
+    code, caption = section.rstrip("\n").split("\n\n")
+    first = f"codistill launch --groups 2 --group '1: --data other' {shown}"
+    second = f"codistill launch --groups 2 ... {shown}"
+    lines = ["# new<b>", first, "# old", second]
+    assert code.splitlines() == [f"    {line}" for line in lines]
+    assert caption.endswith(r"Versions: torch 2.9, x None (new\<b\>); torch 2.8, x None (old).")
+    page = (out / "report.html").read_text()
+    assert f"<pre>{html.escape(chr(10).join(lines))}</pre>" in page
+    new_label, old_label, plain_label = json.loads((out / "report.json").read_text())["labels"]
+    versions = {"torch": "2.9", "x": None}
+    assert new_label["runs"] == [
+        {"run": str(new[0]), "command": first, "versions": versions},
+        {"run": str(new[1]), "command": new_label["runs"][1]["command"], "versions": versions},
+    ]
+    assert old_label["runs"][0]["command"] == second
+    assert plain_label["runs"] == []
+
+
+def compared(update: int | None, share: float, groups=(0, 1), later: int | None = None) -> str:
+    """A line of vision.diagnostics; one of before it told updates and groups, if update is None."""
+    places = [f"runs/x/group-{group}/checkpoint_last.pt" for group in groups]
+    said = {"checkpoints": places, "agreement": share, "churn": 1 - share}
+    if update is not None:
+        said |= {"groups": list(groups), "updates": [update, later or update]}
+    alone = {"checkpoint": places[0], "images": 7, "top1": 50.0}
+    return f"{json.dumps(alone)}\n{json.dumps(said)}\n"
+
+
+def write_agreement(run: Path, *lines: str) -> Path:
+    path = run / "agreement.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_the_agreement_of_a_run(tmp_path, capsys):
+    both = [write_run(tmp_path / f"both-{seed}", seed, groups=2) for seed in (1, 2)]
+    # The same update again counts once; a group beside itself, or beside an older one, never.
+    odd = [compared(40, 0.1, groups=(1, 1)), compared(40, 0.1, later=30)]
+    write_agreement(both[0], compared(20, 0.5), compared(40, 0.2), compared(40, 0.75), *odd)
+    write_agreement(both[1], compared(20, 0.25), compared(40, 0.5))
+    three = write_run(tmp_path / "three", 1, groups=3)
+    pairs = [compared(None, 0.25, (0, 1)), compared(None, 0.5, (0, 2)), compared(None, 1, (1, 2))]
+    write_agreement(three, *pairs)
+    plain = write_run(tmp_path / "plain", 1)
+    out = tmp_path / "out"
+    report(capsys, plain, "--as", "both", *both, "--as", "three", three, "--out", out, "--json")
+    text = (out / "report.md").read_text()
+    rows = text.split("## Agreement between groups")[1].split("\n\n")[1].splitlines()
+    assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]] == [
+        ["both", "2", "62.50 (50.00 to 75.00)", "37.50 (25.00 to 50.00)", "40"],
+        ["three", "1", "58.33", "41.67", "-"],
+    ]
+    document = json.loads((out / "report.json").read_text())
+    labelled = {one["label"]: one["agreement"] for one in document["labels"]}
+    assert labelled["plain"] == []
+    assert labelled["both"][0] == {
+        "run": str(both[0]),
+        "updates": [20, 40],
+        "agreement": [0.5, 0.75],
+        "churn": [0.5, 0.25],
+    }
+    assert labelled["three"][0]["updates"] == [None]
+    # One comparison makes no curve.
+    alt = re.search(r"!\[(.*)\]\(agreement.png\)", text)[1]
+    assert "% of the images" in alt
+    assert alt.endswith("the lines end at: both 62.5.")
+    assert (out / "agreement.png").stat().st_size > 10000
+    for key in labelled["both"][0]:
+        assert re.search(rf"\b{key}\b", KEYS)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "torn", "[1]", compared(40, 1.5), compared(40, 0.5, groups=(1, 1))]
+)
+def test_an_agreement_that_is_none_is_left_out(tmp_path, capsys, text):
+    path = write_agreement(write_run(tmp_path / "a", 1, groups=2), text)
+    said = report(capsys, tmp_path / "a", "--out", tmp_path / "out")
+    assert f"note: {path} is not what vision.diagnostics writes, and is left out" in said
+    assert "Agreement" not in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_gap_without_numbers_is_none():
@@ -589,7 +733,7 @@ def test_a_folder_with_several_logs(tmp_path, capsys):
     assert runs.find(str(tmp_path)).models[0].path.name == "log.txt"
 
 
-def test_wrong_arguments(tmp_path, capsys, monkeypatch):
+def test_wrong_arguments(tmp_path, capsys):
     run = write_run(tmp_path / "a", 1)
     assert "nothing to report on" in refusal(capsys)
     assert "names no run" in refusal(capsys, "--as", "x")
@@ -597,8 +741,29 @@ def test_wrong_arguments(tmp_path, capsys, monkeypatch):
     assert "only once" in refusal(capsys, run, "--as", "again", run / "log.txt")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(capsys, run, "--out", tmp_path / "file")
+
+
+def test_without_matplotlib_all_but_the_plots_is_written(tmp_path, capsys, monkeypatch):
+    run = write_run(tmp_path / "a", 1, groups=2)
+    report(capsys, run, "--out", tmp_path / "with", "--json")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "fairseq-codistill[report]" in refusal(capsys, run, "--out", tmp_path / "r")
+    said = report(capsys, run, "--out", tmp_path / "out", "--json", "--html")
+    (note,) = [line for line in said.splitlines() if line.startswith("note: ")]
+    assert note.startswith("note: The plots are left out, because matplotlib is not installed; pip")
+    assert "fairseq-codistill[report]" in note
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.md", "report.html", "report.json"}
+    text = (tmp_path / "out/report.md").read_text()
+    table = (tmp_path / "with/report.md").read_text().split("\n\n")[1]
+    assert table in text
+    assert ".png" not in text
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<img" not in page
+    assert "The plots are left out" in page
+    one, other = (
+        json.loads((tmp_path / f"{out}/report.json").read_text()) for out in ("with", "out")
+    )
+    assert one["labels"] == other["labels"]
 
 
 def test_logs_of_before_a_flag_are_those_of_its_default():

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 from harness import LOCKSTEP, environment
@@ -103,6 +104,7 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--codistill-num-groups 2", "--codistill-dir is missing"),
         ("--codistill-every 0", "--codistill-every 0 is too small; give 1 or more"),
         ("--codistill-head factored", "--codistill-head factored is for large vocabularies"),
+        ("--codistill-head chunked", "--codistill-head chunked is for large vocabularies, and"),
         ("--codistill-fused-ce", "--codistill-fused-ce is for large vocabularies"),
     ],
 )
@@ -175,6 +177,22 @@ def test_lockstep_refuses_a_peer_with_another_number_of_classes(tmp_path):
     said = [line for log in logs for line in log.splitlines() if "codistill: error" in line]
     assert any("the same classes" in line for line in said)
     assert not any("Traceback" in log or "train_inner" in log for log in logs)
+
+
+def test_without_torchvision_it_says_what_to_install():
+    code = (
+        "import runpy, sys; sys.modules['torchvision'] = None; "
+        "sys.argv[1:] = ['--data', 'nothing']; "
+        "runpy.run_module('fairseq_codistill.vision', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "codistill: error: python -m fairseq_codistill.vision needs torchvision, which is not "
+        'installed; pip install "fairseq-codistill[vision]"\n'
+    )
 
 
 @pytest.mark.full

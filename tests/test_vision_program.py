@@ -15,8 +15,8 @@ from fairseq_codistill import cli
 from fairseq_codistill.vision import diagnostics
 from fairseq_codistill.vision.__main__ import main
 from fairseq_codistill.vision.flags import parse
+from fairseq_codistill.vision.optimizer import optimizer_of
 from fairseq_codistill.vision.settings import VisionConfig
-from fairseq_codistill.vision.train import _optimizer
 
 PROGRAM = ["python", "-m", "fairseq_codistill.vision"]
 
@@ -87,6 +87,9 @@ def test_schedules_are_those_that_are_set(data, tmp_path):
     rates = [0.01 * update for update in range(7)] + [0.07] * 7 + [0.007] * 7
     assert column(run.lines(), "lr") == pytest.approx(rates, rel=1e-5)
     assert column(run.lines(), "weight_decay") == pytest.approx([4e-4] * 14 + [1e-4] * 7)
+    # 8 images an update.
+    speeds = [8 * ups for ups in column(run.lines(), "ups")]
+    assert column(run.lines(), "images_per_second") == pytest.approx(speeds, rel=1e-4)
     assert column(run.lines("train"), "distance") == sorted(column(run.lines("train"), "distance"))
 
 
@@ -94,8 +97,8 @@ def test_schedules_are_those_that_are_set(data, tmp_path):
 def test_norms_without_weight_decay(norms):
     config = VisionConfig(norm_weight_decay=norms)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    decaying = [group["decays"] for group in _optimizer(model, config).param_groups]
-    sizes = [len(group["params"]) for group in _optimizer(model, config).param_groups]
+    decaying = [group["decays"] for group in optimizer_of(model, config).param_groups]
+    sizes = [len(group["params"]) for group in optimizer_of(model, config).param_groups]
     assert (decaying, sizes) == (([True], [4]) if norms else ([True, False], [2, 2]))
 
 
@@ -146,11 +149,17 @@ def test_agreement_of_two_models(tmp_path, capsys):
         state = {name: tensor.double() for name, tensor in state.items()}
         answers.append(resnet8(images, state, None).argmax(dim=1))
         top1 = 100 * (answers[-1] == targets).double().mean().item()
-        assert line == {"checkpoint": str(path), "images": 36, "top1": pytest.approx(top1)}
+        about = {"checkpoint": str(path), "group": 0, "update": 18, "images": 36}
+        assert line == {**about, "top1": pytest.approx(top1)}
     same = (answers[0] == answers[1]).double().mean().item()
     assert 0 < same < 1
     assert lines[2]["agreement"] == pytest.approx(same)
     assert lines[2]["churn"] == pytest.approx(1 - same)
+    assert (lines[2]["groups"], lines[2]["updates"]) == ([0, 0], [18, 18])
+    # What is there already stays.
+    once = out.read_text()
+    assert diagnostics.main(flags) == 0
+    assert out.read_text() == 2 * once
 
 
 def test_the_help_names_every_setting(capsys):

@@ -73,8 +73,22 @@ def identity(out: Path, groups: int) -> Identity:
     return Identity(run_id=previous["run_id"], nonces=tuple(previous["nonces"]))
 
 
-def write(out: Path, who: Identity, command: Sequence[str], groups: list[list[Worker]]) -> None:
-    """Write ``launch.json``; what it said of earlier launches goes to its history."""
+def write(
+    out: Path,
+    who: Identity,
+    command: Sequence[str],
+    groups: list[list[Worker]],
+    options: Sequence[str],
+) -> None:
+    """Write ``launch.json``; what it said of earlier launches goes to its history.
+
+    Args:
+        out: the run's folder.
+        who: what it keeps over all launches.
+        command: the user's.
+        groups: the processes of each.
+        options: of launch, those that decide what is trained.
+    """
     previous = read(out)
     history: list[Mapping[str, Any]] = []
     if previous is not None:
@@ -87,6 +101,7 @@ def write(out: Path, who: Identity, command: Sequence[str], groups: list[list[Wo
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         # What relative paths in the commands are relative to.
         "directory": os.getcwd(),
+        "options": list(options),
         "command": list(command),
         "groups": [
             [{"argv": list(worker.argv), "env": dict(worker.env)} for worker in workers]

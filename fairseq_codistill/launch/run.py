@@ -55,6 +55,15 @@ class Options:
     group_flags: Sequence[str]
     command: Sequence[str]
 
+    def for_the_record(self) -> list[str]:
+        """Give those that decide what is trained, as words of the command line."""
+        workers = self.workers_per_group
+        return [
+            *("--groups", str(self.groups)),
+            *(() if workers is None else ("--workers-per-group", str(workers))),
+            *(word for flags in self.group_flags for word in ("--group", flags)),
+        ]
+
 
 class Ports:
     """Finds free ports, never the same one twice."""
@@ -97,7 +106,8 @@ def launch(options: Options) -> int:
         ports = Ports()
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
-        record.write(plan.out, who, options.command, [start.first for start in starts])
+        first = [start.first for start in starts]
+        record.write(plan.out, who, options.command, first, options.for_the_record())
         view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s)")
         patience = Patience(max_restarts=options.max_restarts)
         guard = Guard()

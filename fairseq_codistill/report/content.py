@@ -1,4 +1,4 @@
-"""What a report holds, however it is written: sentences, tables and pictures."""
+"""What a report holds, however it is written: sentences, tables, pictures, commands."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Lines of code, and a sentence below them."""
+
+    title: str
+    lines: list[str]
+    caption: str
+
+
+@dataclass(frozen=True)
 class Content:
     """All of a report, in the order in which it is read."""
 
@@ -37,4 +46,5 @@ class Content:
     results: list[Table]
     pictures: list[Picture]
     tables: list[Table]
+    made: Listing | None
     notes: list[str]

@@ -31,8 +31,21 @@ def _label(label: Label) -> dict[str, Any]:
         "label": label.name,
         "codistilled": label.codistilled,
         "spreads": {name: asdict(one) if one else None for name, one in spreads.items()},
+        "runs": [
+            {"run": run.named, **asdict(run.origin)} for run in label.runs if run.origin is not None
+        ],
         "scores": [
             {"run": run.named, **asdict(run.scores)} for run in label.runs if run.scores is not None
+        ],
+        "agreement": [
+            {
+                "run": run.named,
+                "updates": run.agreement.updates,
+                "agreement": run.agreement.shares,
+                "churn": run.agreement.churn,
+            }
+            for run in label.runs
+            if run.agreement is not None
         ],
         "models": [_model(run, model) for run in label.runs for model in run.models],
     }

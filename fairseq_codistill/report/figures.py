@@ -24,6 +24,7 @@ class Figures:
         last_top1: the newest one.
         updates: how many it has trained for.
         words_per_second: median of what the training lines say, of all workers of the model.
+        images_per_second: the same, of images.
         alpha: the newest.
         staleness: mean over the training lines that have one, in updates.
         stall_share: of the time, how much the training thread waited on the exchange.
@@ -38,6 +39,7 @@ class Figures:
     last_top1: float | None
     updates: float | None
     words_per_second: float | None
+    images_per_second: float | None
     alpha: float | None
     staleness: float | None
     stall_share: float | None
@@ -63,7 +65,6 @@ def measure(log: Log) -> Figures:
     train = log.train
     seconds = _seconds(train)
     stalls = _all(train, "codistill_stall")
-    rates = _all(train, "wps")
     ages = _all(train, "codistill_staleness")
     alphas = _all(train, "codistill_alpha")
     return Figures(
@@ -73,7 +74,8 @@ def measure(log: Log) -> Figures:
         best_top1=max(top1, default=None),
         last_top1=top1[-1] if top1 else None,
         updates=max(line.update for line in [*log.inner[-1:], *log.epochs[-1:], *log.valid[-1:]]),
-        words_per_second=median(rates) if rates else None,
+        words_per_second=_median(_all(train, "wps")),
+        images_per_second=_median(_all(train, "images_per_second")),
         alpha=alphas[-1] if alphas else None,
         staleness=fmean(ages) if ages else None,
         stall_share=sum(stalls) / seconds if stalls and seconds else None,
@@ -103,6 +105,10 @@ def _nll(line: Line) -> float | None:
 
 def _all(lines: Sequence[Line], key: str) -> list[float]:
     return [line.values[key] for line in lines if key in line.values]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
 
 
 def _seconds(lines: Sequence[Line]) -> float | None:

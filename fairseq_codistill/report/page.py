@@ -22,6 +22,7 @@ tbody th { font-weight: 600; }
 .number { text-align: right; }
 .pictures { display: grid; gap: 2rem 1.5rem; margin-top: 2.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 36rem), 1fr)); }
+pre { font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 0; } img { max-width: 100%; height: auto; }
 figcaption, .caption { color: #555; font-size: .86rem; max-width: 52rem; margin-top: .4rem;
   overflow-wrap: anywhere; }
@@ -36,6 +37,12 @@ def as_html(content: Content) -> str:
         pictures = "\n".join(_picture(picture) for picture in content.pictures)
         parts.append(f'<div class="pictures">\n{pictures}\n</div>')
     parts += [_table(table) for table in content.tables]
+    if content.made is not None:
+        lines = escape("\n".join(content.made.lines))
+        parts.append(
+            f"<h2>{escape(content.made.title)}</h2>\n<pre>{lines}</pre>\n"
+            f'<p class="caption">{escape(content.made.caption)}</p>'
+        )
     if content.notes:
         notes = "\n".join(f"<li>{escape(note)}</li>" for note in content.notes)
         parts.append(f"<h2>Notes</h2>\n<ul>\n{notes}\n</ul>")

@@ -15,11 +15,13 @@ from fairseq_codistill.report.series import Band, Curve
 
 # A training curve is drawn as its running mean over this share of all updates, and three lines.
 SMOOTHING = 1 / 50
+# A quantity of a run, not of each of its models.
+AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """How one of ``series.QUANTITIES`` is drawn.
+    """How one of ``series.QUANTITIES``, or the agreement, is drawn.
 
     Attributes:
         file: the picture's, without its ending.
@@ -57,6 +59,10 @@ PLOTS = (
     Plot(
         *("valid_top1_end", "valid_top1", "Validation top-1 accuracy, second half", _TOP1, ".2f"),
         second_half=True,
+    ),
+    Plot(
+        *("agreement", AGREEMENT, "Agreement: images that the models give the same class"),
+        *("% of the images, churn is the rest", ".1f"),
     ),
     Plot(
         *("eval_train_nll", "eval_train_nll"),
@@ -156,6 +162,14 @@ def _apart(plot: Plot, label: Label, some: Sequence[Curve]) -> str:
 
 
 def _curves(plot: Plot, label: Label) -> list[Curve]:
+    if plot.quantity == AGREEMENT:
+        known = [run.agreement.known for run in label.runs if run.agreement is not None]
+        # One comparison is no curve; it stands in the table.
+        return [
+            series.curve_of([(update, 100 * share) for update, share in some])
+            for some in known
+            if len(some) > 1
+        ]
     if plot.quantity in ("alpha", "codistill_loss", "staleness") and not label.codistilled:
         return []
     return [one for model in label.models if len(one := series.curve(model.log, plot.quantity))]
@@ -182,7 +196,8 @@ def _uneven(plot: Plot, label: Label, band: Band, some: Sequence[Curve]) -> list
 def _caption(plot: Plot, lines: Sequence[plots.Series], window: float, measured: bool) -> str:
     said = [f"The number is the line's {'mean' if plot.rows else 'last value'}."]
     if any(one.band.curves > 1 for one in lines):
-        said.append("Line: mean over the models of a run; band: least to greatest.")
+        what = "runs of a line" if plot.quantity == AGREEMENT else "models of a run"
+        said.append(f"Line: mean over the {what}; band: least to greatest.")
     if {one.dashed for one in lines} == {True, False}:
         said.append("Dashed: trained without peers.")
     if plot.smooth and window >= 1:

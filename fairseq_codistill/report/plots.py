@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairseq_codistill.errors import UserError
 from fairseq_codistill.report import wording
 from fairseq_codistill.report.series import Band
 
@@ -58,19 +57,16 @@ class Series:
     dashed: bool
 
 
-def check() -> None:
-    """See that there is something to draw with.
-
-    Raises:
-        UserError: if there is not.
-    """
+def missing() -> str | None:
+    """Say in one sentence that there is nothing to draw with; None if there is."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError(
-            "codistill report draws with matplotlib, which is not installed; "
-            "pip install matplotlib, or this package with its extra: fairseq-codistill[report]"
-        ) from None
+        return (
+            "The plots are left out, because matplotlib is not installed; pip install matplotlib, "
+            "or this package with its extra: fairseq-codistill[report]."
+        )
+    return None
 
 
 def limits(series: Sequence[Series]) -> tuple[float, float] | None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch import record
-from fairseq_codistill.report import logs, scores, settings
+from fairseq_codistill.report import agreement, logs, origin, scores, settings
+from fairseq_codistill.report.agreement import Agreement
 from fairseq_codistill.report.logs import Log
+from fairseq_codistill.report.origin import Origin
 from fairseq_codistill.report.scores import Scores
 from fairseq_codistill.report.settings import Settings
 
@@ -53,6 +55,8 @@ class Run:
         run_id: if launch or the log tells.
         git_commit: that launch ran.
         scores: of its translations, if evaluate.sh has made them.
+        agreement: of its groups' models on images, if vision.diagnostics has been asked.
+        origin: how it was made, if launch has made it.
     """
 
     named: str
@@ -61,6 +65,8 @@ class Run:
     run_id: str | None = None
     git_commit: str | None = None
     scores: Scores | None = None
+    agreement: Agreement | None = None
+    origin: Origin | None = None
 
     @property
     def settings(self) -> Settings:
@@ -103,8 +109,18 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
     if not models:
         raise UserError(" ".join([f"no group of {named} has trained.", *notes]).rstrip("."))
     found, complaint = scores.read(out)
-    notes += [complaint] if complaint else []
-    return Run(named, models, notes, written.get("run_id"), written.get("git_commit"), found)
+    alike, odd = agreement.read(out)
+    notes += [said for said in (complaint, odd) if said]
+    return Run(
+        named=named,
+        models=models,
+        notes=notes,
+        run_id=written.get("run_id"),
+        git_commit=written.get("git_commit"),
+        scores=found,
+        agreement=alike,
+        origin=origin.of(written),
+    )
 
 
 def _model(group: int, path: Path) -> Model:

@@ -64,9 +64,14 @@ def curve(log: Log, quantity: str) -> Curve:
     lines = sources[source]
     found = [(line.update, _first(line, names)) for line in lines]
     kept = [(update, value) for update, value in found if value is not None and np.isfinite(value)]
+    return curve_of(kept)
+
+
+def curve_of(points: Sequence[tuple[float, float]]) -> Curve:
+    """Give the curve through (update, value), at growing updates."""
     return Curve(
-        np.array([update for update, _ in kept], dtype=np.float64),
-        np.array([value for _, value in kept], dtype=np.float64),
+        np.array([update for update, _ in points], dtype=np.float64),
+        np.array([value for _, value in points], dtype=np.float64),
     )
 
 

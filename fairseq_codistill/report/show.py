@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.report import labels, plots, runs
+from fairseq_codistill.report import labels, runs
 from fairseq_codistill.report.build import build
 from fairseq_codistill.report.document import as_json
 from fairseq_codistill.report.markdown import as_markdown
@@ -33,7 +33,6 @@ def report(
     Raises:
         UserError: if a run cannot be read, or the files cannot be written.
     """
-    plots.check()
     for label in labelled:
         if len(label) < 2:
             raise UserError(f"--as {' '.join(label)} names no run; give --as LABEL RUN...")

@@ -23,8 +23,8 @@ TELLING = {
 def main(labels: Sequence[Label]) -> Table:
     """Give the table with a row for each label."""
     several = any(len(label.models) > 1 for label in labels)
-    images = _of_images(labels)
-    header = ["run", *(["models"] if several else []), *_header(images)]
+    images, rate = _of_images(labels), _rate(labels)
+    header = ["run", *(["models"] if several else []), *_header(images, rate)]
     rows = []
     for label in labels:
         spread = label.spreads()
@@ -33,8 +33,8 @@ def main(labels: Sequence[Label]) -> Table:
         models = [str(len(label.models))] if several else []
         rows.append([label.name, *models, *_cells(spread, images), total])
     caption = (
-        f"NLL in bits per {counted(labels)} (base 2), lower is better; words/s: median over the "
-        "training lines, of all workers of a model together; staleness: mean, own update minus "
+        f"NLL in bits per {counted(labels)} (base 2), lower is better; {rate}: median over "
+        "the training lines, of all workers of a model together; staleness: mean, own update minus "
         "the peer snapshot's; stalled: share of the time in which training waited on the "
         "exchange; restarts: of all models together."
     )
@@ -48,7 +48,7 @@ def main(labels: Sequence[Label]) -> Table:
 
 def models(labels: Sequence[Label]) -> Table:
     """Give the table with a row for each model."""
-    images = _of_images(labels)
+    images, rate = _of_images(labels), _rate(labels)
     rows = []
     for label in labels:
         for run in label.runs:
@@ -57,18 +57,24 @@ def models(labels: Sequence[Label]) -> Table:
                 seed = "-" if model.seed is None else str(model.seed)
                 names = [label.name, run.named, str(model.group), seed]
                 rows.append([*names, *_cells(one, images), wording.whole(one["restarts"])])
-    return Table("Each model", ["run", "log", "group", "seed", *_header(images)], rows, 2)
+    header = ["run", "log", "group", "seed", *_header(images, rate)]
+    return Table("Each model", header, rows, 2)
 
 
 def _of_images(labels: Sequence[Label]) -> bool:
     return any(len(series.curve(m.log, "valid_top1")) for label in labels for m in label.models)
 
 
-def _header(images: bool) -> list[str]:
+def _rate(labels: Sequence[Label]) -> str:
+    rates = {"token": "words/s", "image": "images/s", "token or image": "words or images/s"}
+    return rates[counted(labels)]
+
+
+def _header(images: bool, rate: str) -> list[str]:
     return [
         *("best valid NLL", "at update", "last valid NLL"),
         *(("best top-1 %", "last top-1 %") if images else ()),
-        *("updates", "words/s", "α at the end", "staleness", "stalled", "restarts"),
+        *("updates", rate, "α at the end", "staleness", "stalled", "restarts"),
     ]
 
 
@@ -80,7 +86,7 @@ def _cells(of: Mapping[str, Spread | None], images: bool) -> list[str]:
         wording.nll(of["last_nll"]),
         *([wording.percent(of["best_top1"]), wording.percent(of["last_top1"])] if images else []),
         wording.whole(of["updates"]),
-        wording.rate(of["words_per_second"]),
+        wording.rate(of["images_per_second"] or of["words_per_second"]),
         wording.spread(of["alpha"], ".3g"),
         wording.spread(of["staleness"], ",.1f"),
         wording.share(of["stall_share"]),
@@ -120,6 +126,32 @@ def translations(labels: Sequence[Label]) -> list[Table]:
     )
     header = ["run", "runs", "one model", "ensemble", "mean of the weights"]
     return [Table("Translations", header, rows, 1, f"{caption}.")]
+
+
+def agreements(labels: Sequence[Label]) -> list[Table]:
+    """Give a table of how alike the models of a run answer on images, if any run tells."""
+    rows = []
+    for label in labels:
+        some = [run.agreement for run in label.runs if run.agreement is not None]
+        if some:
+            rows.append(
+                [
+                    label.name,
+                    str(len(some)),
+                    wording.percent(figures.spread([100 * one.shares[-1] for one in some])),
+                    wording.percent(figures.spread([100 * one.churn[-1] for one in some])),
+                    wording.whole(figures.spread([one.updates[-1] for one in some])),
+                ]
+            )
+    if not rows:
+        return []
+    caption = (
+        "Agreement: of the validation images, how many two groups' models give the same class; "
+        "churn: the rest. The last checkpoints that were compared; a mean over the runs of a line, "
+        "and in brackets the least and the greatest."
+    )
+    header = ["run", "runs", "agreement %", "churn %", "at update"]
+    return [Table("Agreement between groups", header, rows, 1, caption)]
 
 
 def gaps(labels: Sequence[Label]) -> list[Table]:

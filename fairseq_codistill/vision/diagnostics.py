@@ -4,6 +4,7 @@
 
 compares trained models on the validation images: agreement, which is the share of images that
 two models give the same class, and prediction churn, which is the rest (Anil et al. 2018).
+``codistill report`` reads RUN/agreement.jsonl; lines that later checkpoints add there make a curve.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--batch-size", type=int, default=128, help="(default: %(default)s)")
     flags.add_argument("--num-workers", type=int, default=0, help="(default: %(default)s)")
     flags.add_argument("--cpu", action="store_true", help="even if there is a GPU")
-    flags.add_argument("--out", type=Path, help="write the lines here too")
+    flags.add_argument("--out", type=Path, help="add the lines to this file too")
     flags.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
     return flags
 
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     world = World(0, 1, torch.device("cuda" if on_gpu else "cpu"))
     with errors_as_sentences():
         folders = data.find(options.data)
-        answers = {}
+        answers, groups, updates = {}, {}, {}
         for path in options.checkpoints:
             there = checkpoint.read(path, "CHECKPOINT")
             if list(there.classes) != list(folders.classes):
@@ -103,18 +104,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = models.student(there.config).to(world.device)
             model.load_state_dict(there.model)
             loader = data.evaluation_loader(config, folders.valid, world)
+            groups[path], updates[path] = there.run["group"], there.update
             answers[path] = logits_on(model, data.batches_of(loader, world.device))
     said: list[dict[str, Any]] = []
     for path, (logits, targets) in answers.items():
         top1 = 100 * float((logits.argmax(dim=1) == targets).double().mean())
-        said.append({"checkpoint": str(path), "images": len(targets), "top1": top1})
+        about = {"checkpoint": str(path), "group": groups[path], "update": updates[path]}
+        said.append({**about, "images": len(targets), "top1": top1})
     for one, other in itertools.combinations(answers, 2):
         same = agreement(answers[one][0], answers[other][0])
-        said.append({"checkpoints": [str(one), str(other)], "agreement": same, "churn": 1 - same})
+        both = {
+            "checkpoints": [str(one), str(other)],
+            "groups": [groups[one], groups[other]],
+            "updates": [updates[one], updates[other]],
+        }
+        said.append({**both, "agreement": same, "churn": 1 - same})
     lines = "".join(json.dumps(line) + "\n" for line in said)
     sys.stdout.write(lines)
     if options.out is not None:
-        options.out.write_text(lines)
+        with options.out.open("a") as file:
+            file.write(lines)
     return 0
 
 

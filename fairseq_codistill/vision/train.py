@@ -22,12 +22,12 @@ from fairseq_codistill.vision.checkpoint import Checkpoint
 from fairseq_codistill.vision.diagnostics import Distance
 from fairseq_codistill.vision.evaluate import Score, evaluate
 from fairseq_codistill.vision.join import join, load_teachers
+from fairseq_codistill.vision.optimizer import optimizer_of
 from fairseq_codistill.vision.seeds import Use, seed
 from fairseq_codistill.vision.settings import LAST, VisionConfig, as_plain
 from fairseq_codistill.vision.world import World
 
 _AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 class Trainer:
@@ -66,7 +66,7 @@ class Trainer:
         self._model.to(world.device, memory_format=self._format)  # type: ignore[call-overload]
         # Of the initial weights, which a resumed run draws again.
         self._distance = Distance(self._model)
-        self._optimizer = _optimizer(self._model, config)
+        self._optimizer = optimizer_of(self._model, config)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
         self._rate = config.learning_rate(self._order.images_per_update)
         self._decay = config.weight_decays()
@@ -142,7 +142,9 @@ class Trainer:
             now = self._now(update, codistillation)
             if made % config.log_interval == 0:
                 speed = (made - first) / (time.perf_counter() - began)
-                values = {**self._meters.inner(), **now, "ups": speed}
+                images = speed * self._order.images_per_update
+                speeds = {"ups": speed, "images_per_second": images}
+                values = {**self._meters.inner(), **now, **speeds}
                 self._log.inner(made, epoch, step, self._per_epoch, values)
                 _check_finite(values["loss"], made)
             over = made == self._end
@@ -380,24 +382,3 @@ def _check_finite(loss: float, update: int) -> None:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
-
-
-def _optimizer(model: nn.Module, config: VisionConfig) -> torch.optim.SGD:
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, _NORMS)
-        for parameter in module.parameters(recurse=False)
-    }
-    decaying: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        exempt = id(parameter) in norms and not config.norm_weight_decay
-        (others if exempt else decaying).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decaying, "decays": True}]
-    if others:
-        groups.append({"params": others, "decays": False})
-    # Learning rate and weight decay are set before each update.
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, weight_decay=0.0
-    )
