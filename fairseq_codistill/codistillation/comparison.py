@@ -29,7 +29,7 @@ Other = Peer | Teacher
 
 logger = logging.getLogger(__name__)
 
-# Logits of a batch from which on to pass over them takes as long as a product of width d
+# Logits of a batch from which on to pass over them costs about half of d more products
 # (benchmarks/loss_head.py).
 LARGE = 2**25
 
@@ -43,15 +43,15 @@ def factored_is_cheaper(rows: int, width: int, classes: int) -> bool:
     """Whether the factored form takes less time than the naive one.
 
     It saves the N V d products of the peer's logits and several passes over N V numbers, and costs
-    four products of V d^2.  A rule of arithmetic, corrected by what a CPU showed, and not tuned
-    (benchmarks/README.md).
+    four products of V d^2: from N = 4 d on it is cheaper, and a little before that where the passes
+    weigh.  A rule of arithmetic, with what a CPU showed (benchmarks/README.md).
 
     Args:
         rows: N, tokens of a batch.
         width: d, of the hidden states.
         classes: V.
     """
-    return rows >= (2 if rows * classes >= LARGE else 4) * width
+    return rows >= (3.5 if rows * classes >= LARGE else 4) * width
 
 
 class Comparison:
