@@ -24,6 +24,21 @@ MANY_ROWS = [(4000, 64, 5000), (2000, 128, 30000), (5000, 256, 20000), (400, 8, 
 FEW_ROWS = [(500, 512, 32000), (1000, 1024, 50000), (60, 64, 5000), (1, 8, 100)]
 
 
+# Near the threshold, where one form was clearly faster (benchmarks/README.md).
+MEASURED = {
+    (1400, 512, 32000): "naive",
+    (2200, 1024, 32000): "naive",
+    (1792, 512, 10000): "naive",
+    (4000, 512, 10000): "factored",
+    (4000, 512, 32000): "factored",
+}
+
+
+@pytest.mark.parametrize("size", MEASURED, ids=str)
+def test_the_faster_form_is_taken_where_one_was_clearly_faster(size):
+    assert factored_is_cheaper(*size) is (MEASURED[size] == "factored")
+
+
 @pytest.mark.parametrize("size", [*MANY_ROWS, *FEW_ROWS], ids=str)
 def test_the_form_of_fewer_products_is_the_cheaper_one(size):
     rows, _, classes = size

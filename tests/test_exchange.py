@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pickle
 
@@ -480,6 +481,16 @@ def test_a_manifest_is_utf_8(exchange, reader, tmp_path, encoding):
     manifest_file.write_text(manifest_file.read_text(), encoding=encoding)
     with pytest.raises(SnapshotRejected, match="not JSON"):
         reader.read(1, 10)
+
+
+def test_of_workers_that_read_the_same_one_says_what_was_rejected(exchange, tmp_path, caplog):
+    exchange.publish(draft(10))
+    paths(tmp_path)[0].write_bytes(b"x")
+    for quiet, said in ((True, []), (False, ["WARNING"])):
+        caplog.clear()
+        with pytest.raises(SnapshotRejected):
+            Reader(exchange, 1, VOCABULARY, quiet=quiet).read(1, 10)
+        assert [r.levelname for r in caplog.records if r.levelno >= logging.INFO] == said
 
 
 def test_a_file_too_large_for_the_group_is_not_read(exchange, tmp_path, monkeypatch):

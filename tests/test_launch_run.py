@@ -232,6 +232,10 @@ def test_nothing_outlives_launch_and_the_run_goes_on(tmp_path, corpus, spawning,
     launch.send_signal(number)
     launch.communicate(timeout=60)
     assert_nothing_runs(out)
+    for group in (0, 1):
+        alive = json.loads((out / f"exchange/group-{group}/alive.json").read_text())
+        # Spawned workers say goodbye too, if they are asked to end.
+        assert alive["running"] is (number == signal.SIGKILL)
     before = json.loads((out / "launch.json").read_text())["run_id"]
     done = len(list((out / "group-0").glob("checkpoint_*_*.pt"))) * 10
 

@@ -84,6 +84,15 @@ def test_a_peers_attention_is_torchs_fused_one_throughout(
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_attention_by_xformers_stays_as_fairseq_has_it(made):
+    model = build(made, described(made["transformer"]))
+    attention = model.decoder.layers[0].encoder_attn
+    attention._forward_pre_hooks.clear()
+    attention.use_xformers = True
+    _models.fuse_attention(model)
+    assert not attention._forward_pre_hooks
+
+
 TRAP = "__import__('os').mkdir('trapped')"
 
 

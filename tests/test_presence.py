@@ -100,7 +100,8 @@ def test_nonsense_is_no_sign_of_life(store, tmp_path):
     (tmp_path / "group-0").mkdir()
     whole = asdict(Alive("run", "one"))
     odd = [{"time": "now"}, {"time": float("inf")}, {"peers": {"²": 1}}, {"update": True}]
-    odd += [{"seed": ""}, {"vocabulary": 0}, {"running": None}]
+    odd += [{"seed": ""}, {"vocabulary": 0}, {"running": None}, {"time": 10**400}, {"update": -5}]
+    odd += [{"run_id": "\ud800"}, {"peers": {"1": 0.5}}]
     for nonsense in ("", "{", "[]", '{"nonce": 1}', *(json.dumps(whole | part) for part in odd)):
         (tmp_path / "group-0" / "alive.json").write_text(nonsense)
         assert read_alive(store, 0) is None

@@ -567,13 +567,24 @@ def test_the_agreement_of_a_run(tmp_path, capsys):
         assert re.search(rf"\b{key}\b", KEYS)
 
 
+NO_AGREEMENT = "is not what vision.diagnostics writes, and is left out"
+NO_PAIR = "compares no two groups at one update, and is left out"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "torn", "[1]", compared(40, 1.5), compared(40, 0.5, groups=(1, 1))]
+    ("text", "why"),
+    [
+        ("torn", NO_AGREEMENT),
+        ("[1]", NO_PAIR),
+        (compared(40, 1.5), NO_AGREEMENT),
+        ("", NO_PAIR),
+        (compared(40, 0.5, groups=(1, 1)), NO_PAIR),
+    ],
 )
-def test_an_agreement_that_is_none_is_left_out(tmp_path, capsys, text):
+def test_an_agreement_that_is_none_is_left_out(tmp_path, capsys, text, why):
     path = write_agreement(write_run(tmp_path / "a", 1, groups=2), text)
     said = report(capsys, tmp_path / "a", "--out", tmp_path / "out")
-    assert f"note: {path} is not what vision.diagnostics writes, and is left out" in said
+    assert f"note: {path} {why}" in said
     assert "Agreement" not in (tmp_path / "out/report.md").read_text()
 
 

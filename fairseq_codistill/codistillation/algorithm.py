@@ -36,6 +36,7 @@ from fairseq_codistill.exchange import (
     SnapshotRejected,
     Store,
     key_from,
+    warn_of_short,
 )
 from fairseq_codistill.objective import Output, weight
 
@@ -128,8 +129,10 @@ class Codistillation:
         """Take one's place among the groups of the exchange."""
         with _naming_the_flag(config):
             store = Store(str(config.codistill_dir))
-            exchange = Exchange(store, config.codistill_run_id, key_from(os.environ))
+            key = key_from(os.environ)
+            exchange = Exchange(store, config.codistill_run_id, key)
             if self.workers.leader:
+                warn_of_short(key)
                 self._membership = Membership(config, group, state, exchange)
         self._reader = reader = Reader(
             exchange,
@@ -137,7 +140,8 @@ class Codistillation:
             group.vocabulary,
             largest=_largest(state()),
             prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
-            quiet=not self.workers.leader,
+            # In lockstep all workers read the same; else what the others get, the leader has.
+            quiet=config.codistill_mode == "lockstep" and not self.workers.leader,
         )
         if config.codistill_mode == "lockstep":
             interval, timeout = config.codistill_interval, config.codistill_timeout
@@ -180,6 +184,11 @@ class Codistillation:
         self.workers.close()
         if self._membership is not None:
             self._membership.finish(update, self.epoch)
+
+    def say_goodbye(self) -> None:
+        """Tell the other groups at once that this process ends, if it has not told them before."""
+        if self._membership is not None:
+            self._membership.say_goodbye()
 
     def abandon(self) -> None:
         """End without having reached the end."""

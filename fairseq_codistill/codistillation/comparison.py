@@ -29,8 +29,8 @@ Other = Peer | Teacher
 
 logger = logging.getLogger(__name__)
 
-# Logits of a batch from which on to pass over them costs about half of d more products
-# (benchmarks/loss_head.py).
+# With so many logits in a batch, the passes over them cost as much as products of half of d more
+# tokens would (benchmarks/loss_head.py).
 LARGE = 2**25
 
 # Logits from which on no tensor of them is made for a peer: 512 MB of them in float32.

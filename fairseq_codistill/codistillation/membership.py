@@ -178,11 +178,15 @@ class Membership:
         # Peers may count on the last snapshot only if it is there.
         self._presence.release(finished=published)
 
+    def say_goodbye(self) -> None:
+        """Say that the process is gone without having reached the end, if nothing else was said."""
+        self._presence.release(finished=False)
+
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._publisher.close()
-        self._presence.release(finished=False)
+        self.say_goodbye()
 
     def _presence_of(self, restarts: int) -> Presence:
         alive = Alive(
@@ -217,7 +221,7 @@ class Membership:
         listened = self._lockstep and other in self._config.listens_to()
         if listened and alive.vocabulary not in (None, self._group.vocabulary):
             raise ConfigError(
-                f"--codistill-mode lockstep: group {other} trains with another target vocabulary "
+                f"--codistill-mode lockstep: group {other} has another target vocabulary "
                 "and cannot be left out; prepare the data of all groups with one dictionary, or "
                 "the same classes"
             )

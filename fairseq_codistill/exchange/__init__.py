@@ -17,7 +17,7 @@ from fairseq_codistill.exchange.prefetcher import Prefetcher
 from fairseq_codistill.exchange.presence import Alive, Presence, read_alive
 from fairseq_codistill.exchange.publisher import Publisher
 from fairseq_codistill.exchange.reader import Reader
-from fairseq_codistill.exchange.signing import key_from
+from fairseq_codistill.exchange.signing import key_from, warn_of_short
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.exchange.tensors import WIRE_DTYPES, shapes_digest
 
@@ -43,5 +43,6 @@ __all__ = [
     "read_alive",
     "ready_to_use",
     "shapes_digest",
+    "warn_of_short",
     "within",
 ]

@@ -15,7 +15,7 @@ from fairseq_codistill.exchange.bounded import within
 from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
-from fairseq_codistill.exchange.plain_json import parse_object
+from fairseq_codistill.exchange.plain_json import is_text, is_whole, parse_object
 from fairseq_codistill.exchange.store import Store
 
 logger = logging.getLogger(__name__)
@@ -86,19 +86,17 @@ def read_alive(store: Store, group: int) -> Alive | None:
 
 def _well_formed(alive: Alive) -> bool:
     """Whether every field is of its kind; anybody who can write to the store can write this."""
-    texts = (alive.run_id, alive.nonce)
-    numbers = (alive.restarts, alive.update, alive.epoch)
-    flags = (alive.finished, alive.running)
     return (
-        all(type(text) is str for text in texts)
-        and all(type(number) is int for number in numbers)
-        and all(type(flag) is bool for flag in flags)
-        and type(alive.seed) in (int, type(None))
-        and type(alive.vocabulary) in (str, type(None))
+        all(is_text(text, 0, 4096) for text in (alive.run_id, alive.nonce))
+        and (alive.vocabulary is None or is_text(alive.vocabulary, 0, 4096))
+        and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**63))
+        and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
+        and all(type(flag) is bool for flag in (alive.finished, alive.running))
         and type(alive.time) in (int, float)
+        and 0 <= alive.time < 2**40
         and type(alive.peers) is dict
         and all(
-            peer.isascii() and peer.isdecimal() and type(update) is int
+            peer.isascii() and peer.isdecimal() and is_whole(update, 0, 2**63)
             for peer, update in alive.peers.items()
         )
     )
@@ -169,7 +167,9 @@ class Presence:
         self._write()
 
     def release(self, finished: bool) -> None:
-        """Say that the process ends, and stop the heartbeat."""
+        """Say that the process ends, and stop the heartbeat; what is said first stands."""
+        if self._stop.is_set():
+            return
         self._alive = dataclasses.replace(self._alive, finished=finished, running=False)
         self._stop.set()
         self._thread.join(timeout=LEAVE_SECONDS)

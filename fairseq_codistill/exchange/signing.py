@@ -24,14 +24,14 @@ LONG_ENOUGH = 16
 
 
 def key_from(environ: Mapping[str, str]) -> bytes | None:
-    """Give the key that the environment holds; None if it holds none.
-
-    One that is too short to keep anybody out is used all the same, with a warning.
-    """
+    """Give the key that the environment holds; None if it holds none."""
     text = environ.get(VARIABLE, "")
-    if not text:
-        return None
-    if len(text) < LONG_ENOUGH:
+    return text.encode(errors="surrogateescape") if text else None
+
+
+def warn_of_short(key: bytes | None) -> None:
+    """Warn of a key that is too short to keep anybody out; it is used all the same."""
+    if key is not None and len(key) < LONG_ENOUGH:
         # The message must not help to guess the key, so it does not say how long it is either.
         logger.warning(
             "the key in %s is shorter than %d characters and can be found by trying; snapshots "
@@ -39,7 +39,6 @@ def key_from(environ: Mapping[str, str]) -> bytes | None:
             VARIABLE,
             LONG_ENOUGH,
         )
-    return text.encode(errors="surrogateescape")
 
 
 def sign(manifest: Manifest, key: bytes) -> Manifest:

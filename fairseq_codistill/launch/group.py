@@ -201,8 +201,8 @@ class Group:
         words = failed.output()
         how = self._describe(failed.status())
         again = bool(words) and words[-1] == self._last_words and not self._ever_trained
-        killed = bool(_signal(failed.status()))
-        self._last_words = words[-1] if words and not killed else None
+        by_itself = failed.status() and not _signal(failed.status())
+        self._last_words = words[-1] if words and by_itself else None
         if again or self.restarts >= self._patience.max_restarts:
             self.state = State.GAVE_UP
             why = "twice in the same way, before any training" if again else "once too often"

@@ -56,22 +56,31 @@ class Process:
                 preexec_fn=_die_with_parent,
             )
         self._guard = guard
+        self._status: int | None = None
+        self._asked_to_end = False
         guard.watch(self._popen.pid)
 
     def status(self) -> int | None:
         """Give the exit status (negative: the signal) once it has ended, with all it started."""
-        known = self._popen.returncode
-        status = self._popen.poll()
-        if known is None and status is not None:
+        if self._status is None and (status := self._popen.poll()) is not None:
+            # Workers that it has spawned were asked to end too, and may be about to.
+            if self._asked_to_end and self._anything_runs():
+                return None
             # Data loaders that outlived their worker.
             self._signal_all(signal.SIGKILL)
             self._guard.release(self._popen.pid)
-        return status
+            self._status = status
+        return self._status
 
     def signal(self, number: int) -> None:
-        """Send a signal to it and all it started, unless it has ended."""
+        """Send a signal to it and all it started, unless it has ended.
+
+        After SIGTERM its end is that of the last of them; SIGKILL waits for none.
+        """
         # Once it has ended, its number may by now be another process's.
         if self.status() is None:
+            if number in (signal.SIGTERM, signal.SIGKILL):
+                self._asked_to_end = number == signal.SIGTERM
             self._signal_all(number)
 
     def wait(self) -> None:
@@ -93,6 +102,13 @@ class Process:
         if status == CONFIG_STATUS:
             return True
         return status == 1 and any(_SPAWNED_CONFIG_ERROR.search(line) for line in self.output())
+
+    def _anything_runs(self) -> bool:
+        try:
+            os.killpg(self._popen.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _signal_all(self, number: int) -> None:
         # All of them may be gone already: then there is nothing to end.

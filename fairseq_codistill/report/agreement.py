@@ -42,14 +42,17 @@ def read(out: Path) -> tuple[Agreement | None, str | None]:
     """
     path = out / FILE
     try:
-        return _parse(path.read_text(encoding="utf-8")), None
+        found = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return None, f"{path} is not what vision.diagnostics writes, and is left out ({error!r})."
+    if found is None:
+        return None, f"{path} compares no two groups at one update, and is left out."
+    return found, None
 
 
-def _parse(text: str) -> Agreement:
+def _parse(text: str) -> Agreement | None:
     found: dict[int | None, dict[frozenset[str], float]] = {}
     for line in text.splitlines():
         said = json.loads(line)
@@ -66,6 +69,6 @@ def _parse(text: str) -> Agreement:
             raise ValueError(f"agreement {share} is no share")
         found.setdefault(updates.pop(), {})[pair] = share
     if not found:
-        raise ValueError("no line compares two groups at one update")
+        return None
     updates_found = sorted(found, key=lambda update: -1 if update is None else update)
     return Agreement(updates_found, [fmean(found[update].values()) for update in updates_found])

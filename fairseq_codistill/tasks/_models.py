@@ -55,7 +55,10 @@ def fuse_attention(model: nn.Module) -> None:
         return
     for layer in model.modules():
         attention: Any = getattr(layer, "encoder_attn", None)
-        if isinstance(layer, TransformerDecoderLayerBase) and type(attention) is MultiheadAttention:
+        if not isinstance(layer, TransformerDecoderLayerBase):
+            continue
+        # xFormers' attention, which fairseq never takes there, wants as many keys as queries.
+        if type(attention) is MultiheadAttention and not attention.use_xformers:
             attention.register_forward_pre_hook(_nothing_kept, with_kwargs=True)
 
 

@@ -214,7 +214,7 @@ class CodistillTranslationTask(TranslationTask):
         end.watch()
         atexit.register(lambda: None if end.reached else codistillation.abandon())
         if codistillation.workers.leader:
-            sigterm.end_in_order()
+            sigterm.end_in_order(codistillation.say_goodbye)
         self.codistillation = codistillation
 
 

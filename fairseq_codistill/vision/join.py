@@ -93,7 +93,7 @@ def join(
     )
     codistillation = Codistillation(settings, group, model.state_dict, teachers)
     if codistillation.workers.leader:
-        sigterm.end_in_order()
+        sigterm.end_in_order(codistillation.say_goodbye)
     return codistillation
 
 
