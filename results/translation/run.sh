@@ -244,12 +244,14 @@ T1() {
 T10() {
     plain
     all_reduce plain-all-reduce-smoothed 1 --label-smoothing 0.1
+    all_reduce plain-all-reduce 1
     plain_codistilled plain 1
     independent plain-independent 1
     plain_codistilled plain-long 1 --max-update $((2 * STEPS))
     all_reduce plain-all-reduce-smoothed-dropout0.1 1 --label-smoothing 0.1 --dropout 0.1
     plain_codistilled plain-dropout0.1 1 --dropout 0.1
     publish T10 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed1" \
+        "all_reduce=plain-all-reduce-seed1" \
         "codistillation=$CHOSEN-seed1" \
         "independent=plain-independent-seed1" \
         "codistillation, twice the updates=${CHOSEN/plain/plain-long}-seed1" \
