@@ -219,7 +219,7 @@ def test_an_end_without_the_last_snapshot_is_not_called_finished(join, tmp_path,
     ("changes", "says"),
     [
         ({"seed": 0}, "--seed 0 is that of group 0 too"),
-        ({"vocabulary": "w"}, "group 0 trains with another target vocabulary"),
+        ({"vocabulary": "w"}, "group 0 has another target vocabulary"),
     ],
 )
 def test_groups_that_do_not_go_together_are_refused(join, changes, says):
@@ -494,7 +494,7 @@ def test_a_group_of_another_vocabulary_is_refused_by_those_alone_who_listen(join
     settings = {"codistill_num_groups": 3, "codistill_topology": str(chain)}
     join(1, vocabulary="other", **settings)
     join(0, **settings)
-    with pytest.raises(ConfigError, match="group 1 trains with another target vocabulary"):
+    with pytest.raises(ConfigError, match="group 1 has another target vocabulary"):
         join(2, **settings)
 
 

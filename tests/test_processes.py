@@ -56,7 +56,7 @@ def test_two_groups_with_one_seed_are_refused(corpus, tmp_path, waiting_group):
 def test_lockstep_with_another_vocabulary_is_refused(other_vocabulary, tmp_path, waiting_group):
     process = start(other_vocabulary, tmp_path, *waiting_group, *OTHER_SEED)
     run = finish(process, tmp_path, status=2)
-    refused(run, "group 0 trains with another target vocabulary")
+    refused(run, "group 0 has another target vocabulary")
 
 
 def test_lockstep_ends_with_the_name_of_the_peer_it_waited_for(corpus, tmp_path):
