@@ -6,7 +6,7 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T5 T3 T1 T10 T7 T8 T6 T9
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9
 #                    (default: all)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
@@ -15,7 +15,7 @@
 #
 #   T4  how alpha grows (the paper's Figure 17): 7 runs, by which to choose ALPHA and GROWTH
 #   T2  a model too large for its data (the paper's IWSLT'14): 2 x 3 seeds
-#   T3  how often to exchange (Figure 16): 7 runs beside those of T2
+#   T3  how often to exchange (Figure 16): 3 x 3 seeds beside those of T2
 #   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
 #   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
 #       4 x 3 seeds
@@ -26,6 +26,8 @@
 #       int8: 4 runs beside those of T1
 #   T8  T2's codistillation for as many epochs as all_reduce, twice the updates, with alpha no
 #       larger than at its end: 1 run
+#   T11 the offset that all logits have in common, left out of the divergence: 2 runs beside those
+#       of T3
 #   T9  T1 with twice the pairs, which are too many for the updates: 3 runs
 #
 # In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
@@ -45,7 +47,7 @@ source "$HERE/../publish.sh"
 ALPHA=0.001 GROWTH=1.5
 SEEDS=(1 2 3)
 
-TEXT='' ONLY='T4 T2 T5 T3 T1 T10 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -67,7 +69,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T([1-9]|10)$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T([1-9]|1[01])$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -203,14 +205,28 @@ T2() {
 T3() {
     local seed over=over-gamma$GROWTH-alpha$ALPHA
     over_parameterised
-    codistilled over $GROWTH $ALPHA 20 1
     for seed in "${SEEDS[@]}"; do
         codistilled over $GROWTH $ALPHA $INTERVAL "$seed"
         codistilled over $GROWTH $ALPHA 125 "$seed"
         codistilled over $GROWTH $ALPHA 1 "$seed"
+        codistilled over $GROWTH $ALPHA 20 "$seed"
     done
     publish T3 "T = 1=$over-interval1-seed?" "T = 20=$over-interval20-seed?" \
         "T = $INTERVAL=$CHOSEN-seed?" "T = 125=$over-interval125-seed?"
+}
+
+T11() {
+    local interval
+    over_parameterised
+    for interval in 20 $INTERVAL; do
+        codistilled over $GROWTH $ALPHA "$interval" 1
+        codistilled over-centered $GROWTH $ALPHA "$interval" 1 \
+            --codistill-divergence centered-logit-mse
+    done
+    publish T11 "T = 20=over-gamma$GROWTH-alpha$ALPHA-interval20-seed1" \
+        "T = 20, centered=over-centered-gamma$GROWTH-alpha$ALPHA-interval20-seed1" \
+        "T = $INTERVAL=$CHOSEN-seed1" \
+        "T = $INTERVAL, centered=${CHOSEN/over/over-centered}-seed1"
 }
 
 T5() {
