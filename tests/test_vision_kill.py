@@ -46,7 +46,14 @@ def assert_the_same(run: Run, truth: Run) -> None:
     )
     # Of the lines that were logged twice the last ones count, and those of epochs cover all of it.
     for kind in ("train_inner", "train", "valid"):
-        clocks = {"wall", "ups", "codistill_stall", "codistill_first_seen", "codistill_refreshed"}
+        clocks = {
+            "wall",
+            "ups",
+            "images_per_second",
+            "codistill_stall",
+            "codistill_first_seen",
+            "codistill_refreshed",
+        }
         lines, others = (
             {
                 line["num_updates"]: {k: v for k, v in line.items() if k not in clocks}
