@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
+import trained
 from torch import nn
-
-from fairseq_codistill.tasks import codistill_translation  # noqa: F401 - registers the task
 
 BATCHES = 20
 
@@ -46,14 +44,7 @@ def main() -> None:
     print("| run | D | of it the offset | mean logit of each model |")
     print("|---|---|---|---|")
     for run in options.runs:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(run / f"group-{group}" / "checkpoint_last.pt") for group in (0, 1)],
-            arg_overrides={"data": options.data, "codistill_num_groups": 1, "codistill_group": 0},
-        )
-        task.load_dataset("train")
-        iterator = task.get_batch_iterator(task.dataset("train"), max_tokens=400, seed=1)
-        batches = list(iterator.next_epoch_itr(shuffle=True))[:BATCHES]
-        d, offset, one, two = parts(models, batches, task.target_dictionary.pad())
+        d, offset, one, two = parts(*trained.load(run, [0, 1], options.data, BATCHES))
         print(f"| {run.name} | {d:.2f} | {offset:.3f} | {one:.2f}, {two:.2f} |", flush=True)
 
 

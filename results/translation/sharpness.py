@@ -13,10 +13,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils, utils
+import trained
 from torch import Tensor, nn
-
-from fairseq_codistill.tasks import codistill_translation  # noqa: F401 - registers the task
 
 BATCHES = 40
 
@@ -49,15 +47,8 @@ def main() -> None:
     print("| run | variance of the eval-mode logits | with dropout, in parts of them |")
     print("|---|---|---|")
     for run in options.runs:
-        (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(run / "group-0" / "checkpoint_last.pt")],
-            arg_overrides={"data": options.data, "codistill_num_groups": 1, "codistill_group": 0},
-        )
-        task.load_dataset("train")
-        utils.set_torch_seed(1)
-        iterator = task.get_batch_iterator(task.dataset("train"), max_tokens=400, seed=1)
-        batches = list(iterator.next_epoch_itr(shuffle=True))[:BATCHES]
-        variance, slope = sharpness(model, batches, task.target_dictionary.pad())
+        (model,), batches, pad = trained.load(run, [0], options.data, BATCHES)
+        variance, slope = sharpness(model, batches, pad)
         print(f"| {run.name} | {variance:.1f} | {slope:.2f} |", flush=True)
 
 
