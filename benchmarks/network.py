@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import measure
@@ -38,7 +38,7 @@ MODEL = """
     --decoder-ffn-embed-dim 512 --encoder-attention-heads 4 --decoder-attention-heads 4
     --share-all-embeddings --dropout 0.1 --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0
     --lr 0.001 --max-tokens 1250 --required-batch-size-multiple 1 --num-workers 0
-    --max-update 1000000 --disable-validation --no-save --log-format json --log-interval 10 --cpu
+    --max-update 1000000 --disable-validation --no-save --log-format json --log-interval 1 --cpu
 """.split()
 PLAIN = "--task translation --criterion label_smoothed_cross_entropy --label-smoothing 0.1".split()
 CODISTILLED = [
@@ -183,33 +183,50 @@ def training(
 def measured(
     method: Method, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
 ) -> Seen:
-    """Train for some time; give what was seen."""
+    """Train for some time; give what was seen.
+
+    The time is from an update's line in a log to that of another, so that not even updates of many
+    seconds are counted in part.
+    """
     with training(method, made, server, data, folder) as now:
-        logs = now.logs
         now.go_on(WARM_UP_SECONDS)
-        first, bytes_before, start = _now(logs, made[0])
+        starts = _next_updates(now, made[0])
         now.go_on(seconds)
-        last, bytes_after, end = _now(logs, made[0])
-    words = updates = 0.0
-    for before, after, log in zip(first, last, logs, strict=True):
-        updates = after["num_updates"] - before["num_updates"]
-        words += _words(before, after, log)
-    return Seen(words / (end - start), (bytes_after - bytes_before) / max(updates, 1), int(updates))
+        ends = _next_updates(now, made[0])
+        words = sum(
+            sum(line["wpb"] for line in lines(log)[start.lines : end.lines])
+            / (end.seconds - start.seconds)
+            for start, end, log in zip(starts, ends, now.logs, strict=True)
+        )
+    updates = ends[0].lines - starts[0].lines
+    return Seen(words, (ends[0].bytes - starts[0].bytes) / updates, updates)
 
 
-def _now(logs: Sequence[Path], host: Host) -> tuple[list[dict[str, float]], int, float]:
-    return [lines(log)[-1] for log in logs], host.bytes_on_the_line(), time.monotonic()
+@dataclass(frozen=True)
+class _Mark:
+    """When a log got a line.
+
+    Attributes:
+        lines: how many it has now.
+        seconds: of the clock.
+        bytes: on the first host's line until then.
+    """
+
+    lines: int
+    seconds: float
+    bytes: int
 
 
-def _words(before: dict[str, float], after: dict[str, float], log: Path) -> float:
-    """Words of the updates between two lines of a log."""
-    between = [
-        line
-        for line in lines(log)
-        if before["num_updates"] < line["num_updates"] <= after["num_updates"]
-    ]
-    # wpb: words of an update, the mean of ten updates.
-    return sum(line["wpb"] * 10 for line in between)
+def _next_updates(now: Training, host: Host) -> list[_Mark]:
+    """Wait for the next line of each log."""
+    before = {log: len(lines(log)) for log in now.logs}
+    found: dict[Path, _Mark] = {}
+    while len(found) < len(before):
+        now.go_on(0.02)
+        for log, count in before.items():
+            if log not in found and (there := len(lines(log))) > count:
+                found[log] = _Mark(there, time.monotonic(), host.bytes_on_the_line())
+    return [found[log] for log in now.logs]
 
 
 def main() -> None:
@@ -228,7 +245,8 @@ def main() -> None:
     if reason := why_not():
         sys.exit(f"network.py {reason}")
     measure.say_machine()
-    rows = []
+    rows: list[measure.Row] = []
+    raw: list[measure.Row] = []
     with s3_server("0.0.0.0") as server, tempfile.TemporaryDirectory() as name:
         for megabits in options.megabits:
             row: dict[str, object] = {"Mbit/s": f"{megabits:g}" if megabits else "no limit"}
@@ -237,9 +255,10 @@ def main() -> None:
                     how, data = METHODS[method], options.data.resolve()
                     seen = measured(how, made, server, data, options.seconds, Path(name))
                     row[method] = f"{seen.words:.0f} words/s, {seen.bytes / 1e6:.3f} MB an update"
+                    raw.append({"megabits": megabits, "method": method, **asdict(seen)})
                     print(f"  {row['Mbit/s']} Mbit/s, {method}: {row[method]}", flush=True)
             rows.append(row)
-            measure.write(options.json, rows)
+            measure.write(options.json, raw)
     print("\n" + measure.table(rows, ["Mbit/s", *options.methods]))
 
 

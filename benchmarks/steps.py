@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ FORMS = {"auto": "", "naive": "--codistill-head naive", "fused": "--codistill-fu
 
 # The update that all are made as: only the first boundary publishes, before anything is measured.
 UPDATE = 50
+
+# Seconds for all peers to be seen; the first one of a large model takes some ten.
+PEERS_WITHIN = 300.0
 
 # Lengths of the sentences of a batch, which make padding as in fairseq's batches.
 LENGTHS = range(20, 31)
@@ -200,7 +204,10 @@ def codistilled(
             yield ours
             return
         try:
+            deadline = time.monotonic() + PEERS_WITHIN
             while len(codistillation.peers) < groups - 1:
+                if time.monotonic() > deadline:
+                    sys.exit("the peers were not taken; the log above says why")
                 ours.at_boundary()
                 time.sleep(0.05)
             yield ours
