@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ def hosts(
         delay_ms: of a packet, each way.
         meet: whether they see each other, through us.
     """
+    _clear()
     made: list[Host] = []
     forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     before = forwarding.read_text()
@@ -107,9 +109,22 @@ def hosts(
         if meet:
             forwarding.write_text(before)
         for host in made:
-            # Its line goes with it, both ends.
-            subprocess.run(["ip", "netns", "del", host.name], check=False)
-            subprocess.run(["ip", "link", "del", host.line], check=False, capture_output=True)
+            _remove(host.name, host.line)
+
+
+def _clear() -> None:
+    """Remove the hosts of processes that were killed: they have the addresses of ours."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    for name in re.findall(r"^codistill-\d+-\d+", listed.stdout, re.M):
+        pid, number = name.split("-")[1:]
+        assert not Path("/proc", pid).exists(), f"process {pid} has hosts of the same addresses"
+        _remove(name, f"cd{pid}-{number}")
+
+
+def _remove(name: str, line: str) -> None:
+    subprocess.run(["ip", "netns", "del", name], check=False)
+    # It went with the host, both ends, unless a process in there is still alive.
+    subprocess.run(["ip", "link", "del", line], check=False, capture_output=True)
 
 
 def _slow(tc: list[str], line: str, megabits: float, delay_ms: int) -> None:
