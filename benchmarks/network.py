@@ -4,8 +4,9 @@ python benchmarks/network.py --data DATA_BIN --megabits 0 1000 100 10
 
 DATA_BIN is what examples/quickstart.sh leaves in quickstart/data/data-bin.  Needs root, ip and tc:
 the hosts are network namespaces.  all_reduce is one fairseq-train over both hosts; codistillation
-is one of each host, which have nothing in common but an S3 server on our side of the lines.
-Beside words a second, what went through a host's line for each of its updates.
+is one of each host, which have nothing in common but an S3 server on our side of the lines.  Each
+method trains once, and meanwhile the lines are made slower and faster in turns.  Beside words a
+second, what went through a host's line for each of its updates.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ CODISTILLED = [
 ]
 SEED_STEP = 1000003
 PORT = 29511
-# The first updates allocate memory, and codistillation waits for its first peer.
-WARM_UP_SECONDS = 20.0
+# The first updates allocate memory; after a change of the line TCP finds its pace.
+WARM_UP_SECONDS = 15.0
+SETTLE_SECONDS = 2.0
 
 COMPRESSED = [
     *["--ddp-backend", "pytorch_ddp"],
@@ -74,13 +76,13 @@ METHODS = {
     "all_reduce, fp16": Method([*COMPRESSED, "--ddp-comm-hook", "fp16"]),
     "all_reduce, PowerSGD": Method(COMPRESSED),
     "codistillation, T = 50": Method(["--codistill-interval", "50"], codistills=True),
-    "codistillation, T = 2500": Method(["--codistill-interval", "2500"], codistills=True),
+    "codistillation, T = 200": Method(["--codistill-interval", "200"], codistills=True),
 }
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run did between its warm-up and its end.
+    """What a run did for some seconds.
 
     Attributes:
         words: a second, of both hosts.
@@ -91,6 +93,21 @@ class Seen:
     words: float
     bytes: float
     updates: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When to look on.
+
+    Attributes:
+        megabits: a second on the lines, in the order of a round; 0 for no limit.
+        seconds: at each speed.
+        rounds: how many.
+    """
+
+    megabits: list[float]
+    seconds: float
+    rounds: int
 
 
 def command(
@@ -181,23 +198,38 @@ def training(
 
 
 def measured(
-    method: Method, made: Sequence[Host], server: S3Server, data: Path, seconds: float, folder: Path
-) -> Seen:
-    """Train for some time; give what was seen.
+    method: Method, made: Sequence[Host], server: S3Server, data: Path, plan: Plan, folder: Path
+) -> dict[float, list[Seen]]:
+    """Train; give what was seen in each round at each speed of the lines."""
+    found: dict[float, list[Seen]] = {megabits: [] for megabits in plan.megabits}
+    with training(method, made, server, data, folder) as now:
+        # Until it has a peer, a group's update is a plain one.
+        while method.codistills and not all(lines(log)[-1]["codistill_peers"] for log in now.logs):
+            now.go_on(0.5)
+        now.go_on(WARM_UP_SECONDS)
+        for _ in range(plan.rounds):
+            for megabits in plan.megabits:
+                for host in made:
+                    host.limit(megabits or None)
+                now.go_on(SETTLE_SECONDS)
+                found[megabits].append(_seen(now, made[0], plan.seconds))
+    return found
 
-    The time is from an update's line in a log to that of another, so that not even updates of many
+
+def _seen(now: Training, host: Host, seconds: float) -> Seen:
+    """Look on for some time.
+
+    It is from an update's line in a log to that of another, so that not even updates of many
     seconds are counted in part.
     """
-    with training(method, made, server, data, folder) as now:
-        now.go_on(WARM_UP_SECONDS)
-        starts = _next_updates(now, made[0])
-        now.go_on(seconds)
-        ends = _next_updates(now, made[0])
-        words = sum(
-            sum(line["wpb"] for line in lines(log)[start.lines : end.lines])
-            / (end.seconds - start.seconds)
-            for start, end, log in zip(starts, ends, now.logs, strict=True)
-        )
+    starts = _next_updates(now, host)
+    now.go_on(seconds)
+    ends = _next_updates(now, host)
+    words = sum(
+        sum(line["wpb"] for line in lines(log)[start.lines : end.lines])
+        / (end.seconds - start.seconds)
+        for start, end, log in zip(starts, ends, now.logs, strict=True)
+    )
     updates = ends[0].lines - starts[0].lines
     return Seen(words, (ends[0].bytes - starts[0].bytes) / updates, updates)
 
@@ -237,7 +269,8 @@ def main() -> None:
         "--megabits", type=float, nargs="+", default=[0, 1000, 100, 10], help="0: no limit"
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=20, help="at each speed in a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
     # Hosts and workers go with us, however we are told to.
@@ -245,21 +278,36 @@ def main() -> None:
     if reason := why_not():
         sys.exit(f"network.py {reason}")
     measure.say_machine()
-    rows: list[measure.Row] = []
+    plan = Plan(options.megabits, options.seconds, options.rounds)
     raw: list[measure.Row] = []
+    rows: list[measure.Row] = []
     with s3_server("0.0.0.0") as server, tempfile.TemporaryDirectory() as name:
-        for megabits in options.megabits:
-            row: dict[str, object] = {"Mbit/s": f"{megabits:g}" if megabits else "no limit"}
-            with hosts(2, megabits or None, meet=True) as made:
-                for method in options.methods:
-                    how, data = METHODS[method], options.data.resolve()
-                    seen = measured(how, made, server, data, options.seconds, Path(name))
-                    row[method] = f"{seen.words:.0f} words/s, {seen.bytes / 1e6:.3f} MB an update"
-                    raw.append({"megabits": megabits, "method": method, **asdict(seen)})
-                    print(f"  {row['Mbit/s']} Mbit/s, {method}: {row[method]}", flush=True)
-            rows.append(row)
+        for method in options.methods:
+            with hosts(2, None, meet=True) as made:
+                data = options.data.resolve()
+                found = measured(METHODS[method], made, server, data, plan, Path(name))
+            for megabits, seen in found.items():
+                rows.append(_row(method, megabits, seen, found[plan.megabits[0]]))
+                raw += [{"method": method, "megabits": megabits, **asdict(one)} for one in seen]
+                print("  " + ", ".join(map(str, rows[-1].values())), flush=True)
             measure.write(options.json, raw)
-    print("\n" + measure.table(rows, ["Mbit/s", *options.methods]))
+    print("\n" + measure.table(rows, list(rows[0])))
+
+
+def _row(
+    method: str, megabits: float, seen: Sequence[Seen], first: Sequence[Seen]
+) -> dict[str, str]:
+    """Write what a method did at one speed, beside what it did at the first one."""
+    words = [one.words for one in seen]
+    parts = measure.ratio(words, [one.words for one in first])
+    total = sum(one.bytes * one.updates for one in seen) / sum(one.updates for one in seen)
+    return {
+        "method": method,
+        "Mbit/s": f"{megabits:g}" if megabits else "no limit",
+        "words/s": measure.spread(words, 0),
+        "parts of the first speed": measure.spread(parts),
+        "MB an update": f"{total / 1e6:.3f}",
+    }
 
 
 if __name__ == "__main__":

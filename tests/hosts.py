@@ -54,6 +54,14 @@ class Host:
         """Put the plug back."""
         _run("ip", "link", "set", self.line, "up")
 
+    def limit(self, megabits: float | None, delay_ms: int = 0) -> None:
+        """Make its line so fast, megabits a second each way, and so long; None: no limit."""
+        for tc, end in ((["tc"], self.line), (["tc", "-n", self.name], "eth0")):
+            # There is none to remove on a new line.
+            subprocess.run([*tc, "qdisc", "del", "dev", end, "root"], capture_output=True)
+            if megabits is not None:
+                _slow(tc, end, megabits, delay_ms)
+
     @property
     def own_address(self) -> str:
         """Where we, and others that it sees, reach it."""
@@ -101,9 +109,7 @@ def hosts(
             _run(*there, "link", "set", "lo", "up")
             if meet:
                 _run(*there, "route", "add", "default", "via", host.address)
-            if megabits is not None:
-                _slow(["tc"], host.line, megabits, delay_ms)
-                _slow(["tc", "-n", host.name], "eth0", megabits, delay_ms)
+            host.limit(megabits, delay_ms)
         yield made
     finally:
         if meet:

@@ -19,7 +19,7 @@ HELP = {
     ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
     ("loss_head",): ["--rows", "--width", "--classes", "--rounds", "--dtype", "--device", "--json"],
     ("memory",): ["--sizes", "--tokens", "--dtype", "--device", "--peer-dropout", "--json"],
-    ("network",): ["--data", "--megabits", "--methods", "--seconds", "--json"],
+    ("network",): ["--data", "--megabits", "--methods", "--seconds", "--rounds", "--json"],
     ("peer_forward",): ["--sizes", "--tokens", "--ways", "--rounds", "--device", "--json"],
     ("scaling",): ["--size", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
     ("snapshot_dtypes",): ["runs", "--data", "--json"],
