@@ -17,10 +17,10 @@
 #   T2  a model too large for its data (the paper's IWSLT'14): 2 x 3 seeds
 #   T3  how often to exchange (Figure 16): 3 x 3 seeds beside those of T2
 #   T5  label smoothing and ensembles (Anil et al.): 2 x 3 seeds beside those of T2
-#   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14):
-#       4 x 3 seeds
-#   T10 what T1 turns on: models of half the batch alone, twice the updates, and less dropout:
-#       4 runs beside those of T1
+#   T1  all_reduce against codistillation, with label smoothing and without (Figures 5 and 14), and
+#       codistillation with less dropout: 5 x 3 seeds
+#   T10 what T1 turns on: models of half the batch alone, twice the updates, and less dropout for
+#       all_reduce too: 3 runs beside those of T1
 #   T6  T4 with peers in eval mode: 9 runs
 #   T7  cheaper codistillation: the term on every 2nd, 4th and 8th update only, and snapshots as
 #       int8: 4 runs beside those of T1
@@ -250,11 +250,13 @@ T1() {
         all_reduce plain-all-reduce "$seed"
         plain_codistilled plain "$seed"
         plain_codistilled plain-smoothed "$seed" --label-smoothing 0.1
+        plain_codistilled plain-dropout0.1 "$seed" --dropout 0.1
     done
     publish T1 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed?" \
         "all_reduce=plain-all-reduce-seed?" \
         "codistillation=$CHOSEN-seed?" \
-        "codistillation, smoothing 0.1=${CHOSEN/plain/plain-smoothed}-seed?"
+        "codistillation, smoothing 0.1=${CHOSEN/plain/plain-smoothed}-seed?" \
+        "codistillation, dropout 0.1=${CHOSEN/plain/plain-dropout0.1}-seed?"
 }
 
 T10() {
