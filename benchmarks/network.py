@@ -130,8 +130,12 @@ def lines(log: Path) -> list[dict[str, float]]:
     """Give a log's lines of training so far."""
     return [
         {key: float(value) for key, value in json.loads(line).items() if value is not None}
-        for line in re.findall(r"\| train_inner \| (\{.*\})$", log.read_text(), re.M)
+        for line in _raw_lines(log)
     ]
+
+
+def _raw_lines(log: Path) -> list[str]:
+    return re.findall(r"\| train_inner \| (\{.*\})$", log.read_text(), re.M)
 
 
 @dataclass(frozen=True)
@@ -251,12 +255,13 @@ class _Mark:
 
 def _next_updates(now: Training, host: Host) -> list[_Mark]:
     """Wait for the next line of each log."""
-    before = {log: len(lines(log)) for log in now.logs}
+    # Not parsed: looked at so often, that would take time from the hosts.
+    before = {log: len(_raw_lines(log)) for log in now.logs}
     found: dict[Path, _Mark] = {}
     while len(found) < len(before):
         now.go_on(0.02)
         for log, count in before.items():
-            if log not in found and (there := len(lines(log))) > count:
+            if log not in found and (there := len(_raw_lines(log))) > count:
                 found[log] = _Mark(there, time.monotonic(), host.bytes_on_the_line())
     return [found[log] for log in now.logs]
 
