@@ -104,7 +104,7 @@ def test_the_experiments_are_understood(tmp_path, monkeypatch, capsys):
             assert config.epochs >= 15
             assert config.max_update is None
             updates = seen * config.epochs * config.update_freq
-            assert 3400 <= updates <= 3510
+            assert 1728 <= updates <= 1746
             assert config.milestones[-1] < config.epochs
 
 
