@@ -179,18 +179,19 @@ def test_lockstep_refuses_a_peer_with_another_number_of_classes(tmp_path):
     assert not any("Traceback" in log or "train_inner" in log for log in logs)
 
 
-def test_without_torchvision_it_says_what_to_install():
+@pytest.mark.parametrize("program", ["vision", "vision.diagnostics"])
+def test_without_torchvision_it_says_what_to_install(program):
     code = (
         "import runpy, sys; sys.modules['torchvision'] = None; "
-        "sys.argv[1:] = ['--data', 'nothing']; "
-        "runpy.run_module('fairseq_codistill.vision', run_name='__main__', alter_sys=True)"
+        "sys.argv[1:] = ['--data', 'nothing', 'nothing.pt']; "
+        f"runpy.run_module('fairseq_codistill.{program}', run_name='__main__', alter_sys=True)"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == (
-        "codistill: error: python -m fairseq_codistill.vision needs torchvision, which is not "
+        f"codistill: error: python -m fairseq_codistill.{program} needs torchvision, which is not "
         'installed; pip install "fairseq-codistill[vision]"\n'
     )
 

@@ -162,6 +162,22 @@ def test_agreement_of_two_models(tmp_path, capsys):
     assert out.read_text() == 2 * once
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--batch-size 0", "--batch-size 0 is too small; give 1 or more"),
+        ("--num-workers -1", "--num-workers -1 is too small; give 0 or more"),
+        ("--out nowhere/out.jsonl", "--out nowhere/out.jsonl: give a file in a folder that exists"),
+        ("--out .", "--out .: give a file in a folder that exists"),
+    ],
+)
+def test_diagnostics_complain_before_they_begin(flags, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        diagnostics.main(["--data", "nothing", *flags.split(), "nothing.pt"])
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", f"codistill: error: {said}\n")
+
+
 def test_the_help_names_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
