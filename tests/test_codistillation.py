@@ -125,6 +125,22 @@ def test_a_snapshot_of_int8_has_nearly_the_peers_logits(join):
     assert 0 < (stale - truth).abs().max() < 0.02 * truth.abs().max()
 
 
+def test_a_peer_keeps_its_layout_in_memory_from_snapshot_to_snapshot(join):
+    def convolution() -> nn.Conv2d:
+        return nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+
+    sides = [
+        join(i, model=convolution(), build=lambda config, tensors: convolution()) for i in (0, 1)
+    ]
+    for update in range(0, 8, 2):
+        both_at(sides, update)
+        now = sides[0].peers[0].module.weight
+        assert now.stride() == sides[1].model.weight.stride() == convolution().weight.stride()
+        assert now.equal(sides[1].model.weight)
+        with torch.no_grad():
+            sides[1].model.weight.add_(1)
+
+
 def test_staleness_is_the_own_update_minus_the_snapshots(join):
     sides = [join(0), join(1)]
     both_at(sides, 0)

@@ -182,6 +182,16 @@ def test_gpus(tmp_path):
     assert "--distributed-port" not in worker.argv
 
 
+@pytest.mark.parametrize(
+    ("flags", "on"), [("", True), ("--no-cpu", False), ("--no-cpu --cpu", True)]
+)
+def test_what_stands_beside_a_recipe_wins(tmp_path, flags, on):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("cpu: true\n")
+    command = ["python", "-m", "fairseq_codistill.vision", "--config", str(recipe), *flags.split()]
+    assert plan(tmp_path, *command).dialect.is_on("common.cpu") is on
+
+
 def test_dividing_gpus():
     assert divide(["0", "1", "2", "3"], 2, 1).gpus == (("0",), ("2",))
     assert divide(["GPU-a", "GPU-a"], 2, None).gpus == (("GPU-a",), ("GPU-a",))

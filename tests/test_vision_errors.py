@@ -85,6 +85,8 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--batch-size 5 --update-freq 4", "needs 20 images for an update"),
         ("--data-fraction 1/3", "--batch-size 8 needs 8 images for an update"),
         ("--data-fraction 3/2", "--data-fraction 3/2 is no part of a whole; give 1/4 or 0.25"),
+        ("--arch vit_b_16", "--image-size 12 does not go with --arch vit_b_16 (Input shape "),
+        ("--arch vit_b_16 --dry-run", "--image-size 12 does not go with --arch vit_b_16 (Input"),
         ("--arch resnet51", "--arch resnet51 is unknown; choose one, as in resnet"),
         ("--epochs 0", "--epochs 0 is too small; give 1 or more"),
         ("--lr -1", "--lr -1.0 is out of range; give 0 or more"),
@@ -154,8 +156,24 @@ def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, capfd):
     said = refused(capfd, *common, "--seed", "2")
     assert said.startswith("--seed: seed is now 2, and the checkpoint ")
     assert "--arch" in refused(capfd, *common, "--width", "8")
+    # What the optimizer's state would bring back.
+    for flag, value in (("momentum", "0.5"), ("nesterov", None), ("no-norm-weight-decay", None)):
+        given = [f"--{flag}"] if value is None else [f"--{flag}", value]
+        said = refused(capfd, *common, *given)
+        assert said.startswith(f"--{flag.removeprefix('no-')}: ")
+        assert "go on as it began" in said
     (tmp_path / "run/checkpoint_last.pt").write_bytes(b"PK torn")
     assert "is torn" in refused(capfd, *common)
+    assert files(tmp_path / "run") == before
+
+
+def test_what_has_come_to_nothing_is_not_saved(data, tmp_path, capfd):
+    common = ["--data", data, "--save-dir", tmp_path / "run", "--log-interval", "100"]
+    assert main([*TINY, *map(str, common), "--epochs", "1"]) == 0
+    before = files(tmp_path / "run")
+    # No log line falls between here and the end.
+    said = refused(capfd, *common, "--lr", "1e30", "--lr-schedule", "cosine")
+    assert said.startswith("--lr: training has diverged, the loss before update 4 is nan")
     assert files(tmp_path / "run") == before
 
 

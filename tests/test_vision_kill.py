@@ -16,6 +16,7 @@ FLAGS = [
     *[*LOCKSTEP, "--codistill-interval", "2", "--epochs", "6", "--save-interval-updates", "5"],
     *["--codistill-alpha", "0.2", "--lr", "0.01", "--codistill-timeout", "60"],
     *["--warmup-epochs", "1", "--weight-decay-schedule", "1e-3,0", "--log-interval", "1"],
+    "--channels-last",
 ]
 
 

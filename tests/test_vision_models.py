@@ -49,7 +49,7 @@ def test_resnext152_trains_a_step_and_loads_as_a_peer():
     torch.nn.functional.cross_entropy(model(images), targets).backward()
     optimizer.step()
     assert not model.fc.weight.equal(before)
-    peer = models.peer(config, OWN, LIKE, model.state_dict())
+    peer = models.peer(config, OWN, 64, LIKE, model.state_dict())
     peer.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert peer.eval()(images).equal(model.eval()(images))
@@ -73,14 +73,15 @@ def test_cifar_networks_have_the_size_of_the_original(depth, parameters):
         models.describe("shufflenet_v2_x0_5", 10, 16, 32),
         models.describe("vit_b_16", 10, 16, 32),
         models.describe("googlenet", 10, 16, 64),
+        models.describe("regnet_x_400mf", 10, 16, 32),
     ],
     ids=lambda config: config["arch"],
 )
 def test_a_peer_of_another_architecture_is_built_from_its_description(config):
     state = state_of(config)
-    peer = models.peer(config, OWN, LIKE, state)
-    peer.load_state_dict(state)
     side = 64 if config["arch"] == "googlenet" else 32
+    peer = models.peer(config, OWN, side, LIKE, state)
+    peer.load_state_dict(state)
     assert peer.eval()(torch.zeros(2, 3, side, side)).shape == (2, 10)
 
 
@@ -105,13 +106,36 @@ def test_a_peer_of_another_architecture_is_built_from_its_description(config):
 )
 def test_a_peer_that_is_not_as_it_should_be_is_refused(change, reason):
     with pytest.raises(ValueError, match=reason):
-        models.peer({**OWN, **change}, OWN, LIKE, state_of(OWN))
+        models.peer({**OWN, **change}, OWN, 32, LIKE, state_of(OWN))
 
 
-def test_a_peer_for_images_of_another_size_is_refused():
-    own, other = (models.describe("vit_b_32", 2, 16, side) for side in (32, 64))
-    with pytest.raises(ValueError, match="images of 64 pixels"):
-        models.peer(other, own, LIKE, {})
+@pytest.mark.parametrize("arch", ["vit_b_32", "resnet20_cifar"])
+def test_a_peer_for_images_of_another_size_is_refused(arch):
+    own, other = models.describe(arch, 2, 16, 32), models.describe("vit_b_32", 2, 16, 64)
+    with pytest.raises(ValueError, match="images of 64 pixels, and this group's have 32"):
+        models.peer(other, own, 32, LIKE, {})
+
+
+def test_a_peer_that_cannot_take_the_images_is_refused():
+    config = models.describe("alexnet", 10, 16, 32)
+    with pytest.raises(ValueError, match="does not take images of 32 pixels"):
+        models.peer(config, OWN, 32, LIKE, state_of(config))
+
+
+@pytest.mark.parametrize(
+    ("arch", "side"), [("vit_b_16", 100), ("alexnet", 32), ("squeezenet1_1", 16), ("maxvit_t", 32)]
+)
+def test_an_image_size_that_the_model_cannot_take(arch, side):
+    config = models.describe(arch, 10, 16, side)
+    with pytest.raises(ConfigError, match=rf"^--image-size {side} does not go with --arch {arch} "):
+        models.check_image_size(config, side)
+
+
+@pytest.mark.full
+def test_every_model_takes_the_size_that_it_was_made_for():
+    for arch in models.names():
+        side = 299 if arch == "inception_v3" else 32 if arch.endswith("_cifar") else 224
+        models.check_image_size(models.describe(arch, 10, 16, side), side)
 
 
 def test_zero_init_gamma():

@@ -154,7 +154,12 @@ def _adopt(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
             place.data.copy_(tensor, non_blocking=True)
         else:
             before[name] = place.data
-            place.data = tensor.to(place.dtype)
+            tensor = tensor.to(place.dtype)
+            if tensor.stride() != place.stride():
+                # channels_last: other kernels would run.  The next one finds its layout in what
+                # this one leaves behind.
+                tensor = torch.empty_like(place).copy_(tensor)
+            place.data = tensor
     return before
 
 

@@ -85,7 +85,7 @@ class Flags(Dialect):
         return arguments
 
     def read(self, arguments: Sequence[str], key: str) -> str | None:
-        """Give the last value of the flag; ``"true"`` for a switch."""
+        """Give the last value of the flag; ``"true"`` or ``"false"`` for a switch."""
         flag = _flag(key)
         found = None
         for position, argument in enumerate(arguments):
@@ -94,13 +94,19 @@ class Flags(Dialect):
                     found = "true"
                 elif position + 1 < len(arguments):
                     found = arguments[position + 1]
+            elif argument == _negated(flag) and key in SWITCHES:
+                found = "false"
             elif argument.startswith(f"{flag}="):
                 found = argument.partition("=")[2]
         return found
 
     def without(self, arguments: Sequence[str], keys: Iterable[str]) -> list[str]:
         """Leave out the flags of ``keys`` and their values."""
-        takes_value = {_flag(key): key not in SWITCHES for key in keys}
+        takes_value = {}
+        for key in keys:
+            takes_value[_flag(key)] = key not in SWITCHES
+            if key in SWITCHES:
+                takes_value[_negated(_flag(key))] = False
         kept = []
         rest = iter(arguments)
         for argument in rest:
@@ -221,6 +227,11 @@ def recognise(command: Sequence[str]) -> Dialect:
 
 def _flag(key: str) -> str:
     return "--" + key.rpartition(".")[2].replace("_", "-")
+
+
+def _negated(flag: str) -> str:
+    """Give what switches a flag off: ``--no-cpu`` for ``--cpu``."""
+    return "--no-" + flag.removeprefix("--")
 
 
 def _override(argument: str) -> tuple[str | None, str]:

@@ -33,6 +33,10 @@ _SAME = {
     "classes": "--data",
     "images_per_update": "--batch-size, --update-freq or the workers",
     "updates_per_epoch": "--data, --data-fraction or --shard-data",
+    # The optimizer's state has these, and would keep them.
+    "momentum": "--momentum",
+    "nesterov": "--nesterov",
+    "norm_weight_decay": "--norm-weight-decay",
 }
 
 
@@ -145,7 +149,8 @@ def check_same(checkpoint: Checkpoint, path: Path, run: dict[str, Any]) -> None:
         ConfigError: if it is not.
     """
     for name, flag in _SAME.items():
-        before, now = checkpoint.run.get(name), run[name]
+        # Checkpoints of earlier versions lack some.
+        before, now = checkpoint.run.get(name, run[name]), run[name]
         if before != now:
             what = name.replace("_", " ")
             raise ConfigError(

@@ -42,7 +42,7 @@ def load_teachers(
         ConfigError: if a checkpoint cannot be read, or does not fit.
     """
     like = next(model.parameters())
-    build = _build(described, like, memory_format)
+    build = _build(described, config.image_size, like, memory_format)
     dtype = config.codistill_peer_dtype
     return [
         Teacher(path, _load(path, folders, build), like, dtype=dtype) for path in config.teachers
@@ -88,7 +88,7 @@ def join(
         seed=config.seed,
         vocabulary=folders.digest,
         model=described,
-        build=_build(described, like, memory_format),
+        build=_build(described, config.image_size, like, memory_format),
         like=like,
     )
     codistillation = Codistillation(settings, group, model.state_dict, teachers)
@@ -98,10 +98,12 @@ def join(
 
 
 def _build(
-    described: dict[str, Any], like: Tensor, memory_format: torch.memory_format
+    described: dict[str, Any], image_size: int, like: Tensor, memory_format: torch.memory_format
 ) -> BuildModel:
     """Give what makes a model of a configuration."""
-    return lambda config, tensors: models.peer(config, described, like, tensors, memory_format)
+    return lambda config, tensors: models.peer(
+        config, described, image_size, like, tensors, memory_format
+    )
 
 
 def _load(path: str, folders: Folders, build: BuildModel) -> nn.Module:

@@ -64,7 +64,7 @@ class Sums:
             images: how many there are.
             divergence: without alpha; None if nobody was asked.
         """
-        count = nll.new_tensor(float(images))
+        count = torch.full_like(nll, images)
         none = nll.new_zeros(())
         apart = [none, none] if divergence is None else [divergence, count]
         self._on_device += torch.stack([count, loss, nll, hits.to(nll.dtype), *apart]).double()

@@ -81,9 +81,27 @@ def student(config: Mapping[str, Any], zero_init_gamma: bool = False) -> nn.Modu
         raise ConfigError(f"--arch {config['arch']} cannot be built: {error}") from error
 
 
+def check_image_size(config: Mapping[str, Any], image_size: int) -> None:
+    """Make sure that a model of ``describe`` takes images of this size; it gets no memory.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    try:
+        refusal = _refusal(_without_memory(config), image_size)
+    except (AssertionError, ValueError) as error:
+        refusal = str(error)
+    if refusal is not None:
+        raise ConfigError(
+            f"--image-size {image_size} does not go with --arch {config['arch']} ({refusal}); "
+            "give another of the two"
+        )
+
+
 def peer(
     config: Mapping[str, Any],
     own: Mapping[str, Any],
+    image_size: int,
     like: Tensor,
     tensors: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -93,26 +111,30 @@ def peer(
     Args:
         config: as from ``describe``, but by whom is not known.
         own: this group's configuration.
+        image_size: of this group's images, in pixels.
         like: a parameter of the student.
         tensors: what the snapshot holds.  The model must have these names and shapes, which is
-            found out before it gets any memory.
+            found out before it gets any memory, a RegNet excepted, whose size its name tells.
         memory_format: of its weights.
 
     Raises:
         ValueError: if ``config`` is not one that ``describe`` gives, for as many classes as
-            this group has, or if the tensors are not those of such a model.
+            this group has, if the tensors are not those of such a model, or if it does not take
+            this group's images.
     """
-    _check(config, own)
-    # A model on this device has shapes and no numbers, whatever its size.
-    with torch.device("meta"):
-        trial = _make(config, {}).state_dict()
-    if {name: t.shape for name, t in trial.items()} != {n: t.shape for n, t in tensors.items()}:
+    _check(config, own, image_size)
+    trial = _without_memory(config)
+    shapes = {name: t.shape for name, t in trial.state_dict().items()}
+    if shapes != {name: t.shape for name, t in tensors.items()}:
         raise ValueError("its tensors' names and shapes are not those of its model")
+    refusal = _refusal(trial, image_size)
+    if refusal is not None:
+        raise ValueError(f"it does not take images of {image_size} pixels ({refusal})")
     model = _make(config, {}).to(device=like.device, dtype=like.dtype)
     return model.to(memory_format=memory_format)
 
 
-def _check(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _check(config: Mapping[str, Any], own: Mapping[str, Any], image_size: int) -> None:
     arch = config.get("arch")
     if not isinstance(arch, str) or arch not in names():
         raise ValueError(f"there is no architecture {arch!r:.80}")
@@ -127,9 +149,30 @@ def _check(config: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     classes = config["classes"]
     if type(classes) is not int or classes != own["classes"]:
         raise ValueError(f"it has {classes!r:.80} classes, and this group {own['classes']}")
-    sizes = own.get("image_size"), config.get("image_size")
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise ValueError(f"it takes images of {sizes[1]} pixels, and this group's have {sizes[0]}")
+    size = config.get("image_size", image_size)
+    if size != image_size:
+        raise ValueError(f"it takes images of {size} pixels, and this group's have {image_size}")
+
+
+def _without_memory(config: Mapping[str, Any]) -> nn.Module:
+    # A model on the meta device has shapes and no numbers, whatever its size.  Of RegNets
+    # torchvision computes the widths with tensors, which need numbers.
+    device = "cpu" if config["arch"].startswith("regnet_") else "meta"
+    with torch.device(device):
+        return _make(config, {})
+
+
+def _refusal(model: nn.Module, image_size: int) -> str | None:
+    """Tell why a model of ``_without_memory`` does not take images of this size, if so."""
+    if not next(model.parameters()).is_meta:
+        # RegNets take any.
+        return None
+    try:
+        with torch.no_grad():
+            model.eval()(torch.empty(2, 3, image_size, image_size, device="meta"))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def _make(config: Mapping[str, Any], extra: dict[str, Any]) -> nn.Module:

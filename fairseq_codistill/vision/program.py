@@ -37,7 +37,8 @@ def run(arguments: Sequence[str]) -> None:
 def _tell(config: VisionConfig, workers: int) -> None:
     """Check settings, and data if there are any; print what so many workers would do."""
     # For its check of the name: a dry run may come before the data.
-    models.describe(config.arch, 1, config.width, config.image_size)
+    described = models.describe(config.arch, 1, config.width, config.image_size)
+    models.check_image_size(described, config.image_size)
     updates = None
     if Path(config.data).exists():
         order = order_of(config, len(data.find(config.data).train), workers)

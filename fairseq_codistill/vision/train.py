@@ -60,6 +60,7 @@ class Trainer:
         self._described = models.describe(
             config.arch, len(self._folders.classes), config.width, config.image_size
         )
+        models.check_image_size(self._described, config.image_size)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(config.seed)
         self._model = models.student(self._described, config.zero_init_gamma)
@@ -139,17 +140,18 @@ class Trainer:
             made = self._update = update + 1
             step = made - (epoch - 1) * self._per_epoch
             self._log.progress(made, self._end, epoch)
-            now = self._now(update, codistillation)
             if made % config.log_interval == 0:
                 speed = (made - first) / (time.perf_counter() - began)
                 images = speed * self._order.images_per_update
                 speeds = {"ups": speed, "images_per_second": images}
+                now = self._now(update, codistillation)
                 values = {**self._meters.inner(), **now, **speeds}
                 self._log.inner(made, epoch, step, self._per_epoch, values)
                 _check_finite(values["loss"], made)
             over = made == self._end
             epoch_over = over or step == self._per_epoch
             if epoch_over:
+                now = self._now(update, codistillation)
                 values = {**self._meters.epoch(), **now, "distance": self._distance(self._model)}
                 validate = over or epoch % config.validate_interval == 0
                 if validate and train_sample is not None:
@@ -252,6 +254,9 @@ class Trainer:
         """Write what is due.  A collective."""
         if not (better or last):
             return
+        logged = self._meters.state()
+        # What has not been in a log line yet: what comes to nothing must not be gone on from.
+        _check_finite(logged["interval"].get("loss", 0.0), self._update)
         state = Checkpoint(
             update=self._update,
             run=self._run(),
@@ -261,7 +266,7 @@ class Trainer:
             optimizer=self._optimizer.state_dict(),
             scaler=self._scaler.state_dict(),
             best=self._best,
-            logged=self._meters.state(),
+            logged=logged,
             settings=as_plain(self._config),
         )
         if not self._world.leader:
@@ -293,7 +298,8 @@ class Trainer:
             )
         self._model.load_state_dict(state.model)
         self._optimizer.load_state_dict(state.optimizer)
-        self._scaler.load_state_dict(state.scaler)
+        if state.scaler:
+            self._scaler.load_state_dict(state.scaler)
         self._update, self._best = state.update, state.best
         if self._world.leader:
             # Its sums are those of all workers.
@@ -310,6 +316,9 @@ class Trainer:
             "classes": self._folders.digest,
             "images_per_update": self._order.images_per_update,
             "updates_per_epoch": self._per_epoch,
+            "momentum": self._config.momentum,
+            "nesterov": self._config.nesterov,
+            "norm_weight_decay": self._config.norm_weight_decay,
         }
 
     def _sample_of_training_images(self) -> list[tuple[str, int]]:

@@ -101,10 +101,10 @@ def divided(world: World, groups: int, environ: Mapping[str, str] = os.environ) 
     group, rank = divmod(world.rank, size)
     # Every process takes part in making every process group, and is given the one that it is in.
     own, _ = dist.new_subgroups_by_enumeration(
-        [[size * g + r for r in range(size)] for g in range(groups)]
+        [[size * g + r for r in range(size)] for g in range(groups)], timeout=PATIENCE
     )
     across, _ = dist.new_subgroups_by_enumeration(
-        [[size * g + r for g in range(groups)] for r in range(size)]
+        [[size * g + r for g in range(groups)] for r in range(size)], timeout=PATIENCE
     )
     # An integer is what a process outside all of them is given, and there is none.
     assert isinstance(own, dist.ProcessGroup)
@@ -141,10 +141,10 @@ def joined(cpu: bool, environ: Mapping[str, str] = os.environ) -> Iterator[World
             )
     backend = "gloo" if device.type == "cpu" else "nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank, size, device)
+    # Not after an error: NCCL would wait here for workers that wait for this one, and nobody would
+    # read what is wrong.  The end of the process closes its connections.
+    dist.destroy_process_group()
 
 
 def _device(cpu: bool, local_rank: int) -> torch.device:
