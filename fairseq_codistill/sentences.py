@@ -22,3 +22,25 @@ def errors_as_sentences() -> Iterator[None]:
         print(f"codistill: error: {error}", file=sys.stderr, flush=True)
         status = CONFIG_STATUS if isinstance(error, ConfigError) else EXCHANGE_STATUS
         raise SystemExit(status) from error
+
+
+@contextmanager
+def exhaustion_is_final() -> Iterator[None]:
+    """Let an exhausted GPU end the process, where all of a group's workers act together.
+
+    fairseq passes over a batch that found no memory; what one worker has passed over, the others
+    would wait for.
+
+    Raises:
+        ExchangeError: in place of what torch says.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        said = " ".join(str(error).split())
+        raise ExchangeError(
+            f"no memory for a snapshot ({said:.200}); lower --max-tokens, or let processes lock "
+            "more memory (ulimit -l)"
+        ) from error

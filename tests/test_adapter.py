@@ -400,6 +400,19 @@ def test_a_snapshot_that_does_not_fit_its_model_is_left_out(
     assert loss.item() == log["nll_loss"].item()
 
 
+def test_fairseq_does_not_pass_over_a_boundary_without_memory(groups, monkeypatch, capsys):
+    student, _ = groups()
+
+    def no_memory(update, epoch):
+        raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(student.task.codistillation, "at_boundary", no_memory)
+    with pytest.raises(SystemExit) as ended:
+        student.task.train_step(student.sample, student.model, student.criterion, None, 7)
+    assert ended.value.code == 1
+    assert "no memory for a snapshot (CUDA error: out of memory Comp" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

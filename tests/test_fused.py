@@ -81,6 +81,16 @@ def test_float16_keeps_the_gradients_of_rare_words():
     assert close(given[1].grad[rare], 128 * by_weight[rare], 2e-2)
 
 
+def test_float16_has_room_for_the_gradient_of_a_frequent_word(monkeypatch):
+    monkeypatch.setattr(fused, "AT_A_TIME", 2**20)
+    given, target = example(800, 16, 900, False, torch.float16)
+    with torch.no_grad():
+        given[0].add_(3)
+    # In all rows: 1024 * 800 * 3 is far beyond float16.
+    target.fill_(7)
+    agrees(given, target, 0.0, 2e-3)
+
+
 def test_cross_entropy_under_autocast_keeps_the_inputs_types():
     given, target = example(40, 8, 33, True, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

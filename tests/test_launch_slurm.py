@@ -25,6 +25,7 @@ said = [os.path.basename(sys.argv[0]), sys.argv[1:], {{name: os.environ[name] fo
 with open(os.environ["RECORD"], "a") as record:
     record.write(json.dumps(said) + "\\n")
 if said[0] == "srun":
+    print(os.environ.get("SRUN_SAYS", "trained"), file=sys.stderr)
     sys.exit(int(os.environ["SRUN_STATUS"]))
 if sys.argv[1:3] == ["show", "hostnames"]:
     print("node7\\nnode8")
@@ -34,6 +35,7 @@ JOB = {
     "SLURM_ARRAY_TASK_COUNT": "2",
     "SLURM_NNODES": "2",
     "SLURM_GPUS_ON_NODE": "8",
+    "SLURM_CPUS_PER_TASK": "32",
     "SLURM_SUBMIT_DIR": str(REPO),
 }
 
@@ -74,8 +76,8 @@ def submit(tmp_path):
 
 def parse(arguments: list[str]):
     """The arguments of srun as fairseq-train understands them."""
-    assert arguments[:2] == ["--kill-on-bad-exit=1", "fairseq-train"]
-    return options.parse_args_and_arch(options.get_training_parser(), arguments[2:])
+    assert arguments[:3] == ["--kill-on-bad-exit=1", "--cpus-per-task=32", "fairseq-train"]
+    return options.parse_args_and_arch(options.get_training_parser(), arguments[3:])
 
 
 def test_every_array_task_is_a_group(submit, tmp_path):
@@ -187,3 +189,16 @@ def test_a_group_that_died_is_requeued(submit, status, restarts, requeued):
     assert [one[:2] for one in said[1:]] == (
         [["scontrol", ["requeue", "4101"]]] if requeued else []
     )
+
+
+def test_wrong_settings_of_several_gpus_are_not_requeued(submit, tmp_path):
+    """fairseq's own process ends with 1; what those that it has spawned said is in the log."""
+    said = "torch.multiprocessing.spawn.ProcessExitedException: process 3 terminated with exit code"
+    ended, calls = submit(0, 1, SRUN_SAYS=f"{said} 2")
+    assert (ended, len(calls)) == (2, 1)
+    log = tmp_path / "runs/4100/group-0/log.txt"
+    assert log.read_text() == f"{said} 2\n"
+    # What an earlier attempt said does not count, and neither does another status.
+    ended, calls = submit(0, 1, SRUN_SAYS=f"{said} 23")
+    assert (ended, len(calls)) == (1, 2)
+    assert log.read_text() == f"{said} 2\n{said} 23\n"

@@ -93,6 +93,7 @@ class Codistillation:
         self._stall = 0.0
         self._max_staleness = config.codistill_max_staleness
         self._every = config.codistill_every
+        self._in_step = config.codistill_mode == "lockstep" and config.needs_exchange
         self._stale: set[int] = set()
         self._changes = dict.fromkeys(CHANGES, 0)
         self._told = dict(self._changes)
@@ -172,6 +173,9 @@ class Codistillation:
         if self.alpha > 0:
             self._refresh()
             self._look_at_staleness()
+        elif self._in_step:
+            # The leader may have waited for the exchange: longer than a collective of GPUs waits.
+            self.workers.least([1])
         if self._membership is not None:
             live = self._live() if self.alpha > 0 else []
             self._membership.tell({p.group: p.update for p in live if p.update is not None})
@@ -181,9 +185,11 @@ class Codistillation:
         """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
         if self._source is not None:
             self._source.stop()
-        self.workers.close()
         if self._membership is not None:
             self._membership.finish(update, self.epoch)
+        # The others wait for the leader here, and not in a collective of GPUs, which would give up.
+        self.workers.least([1])
+        self.workers.close()
 
     def say_goodbye(self) -> None:
         """Tell the other groups at once that this process ends, if it has not told them before."""

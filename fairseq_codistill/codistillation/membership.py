@@ -33,8 +33,7 @@ from fairseq_codistill.exchange import (
 logger = logging.getLogger(__name__)
 
 # At the end, how long to wait for the last snapshot to be published (the group's other workers
-# wait at a barrier meanwhile, which has patience for 10 minutes on GPUs); how long while attempts
-# fail; and how long if the process ends early.
+# wait too); how long while attempts fail; and how long if the process ends early.
 LAST_SECONDS = 480.0
 FAILING_SECONDS = 60.0
 LEAVE_SECONDS = 10.0

@@ -68,6 +68,9 @@ class Peer:
         Raises:
             SnapshotRejected: if the peer's dtype cannot hold its numbers.
         """
+        if self._like.is_cuda:
+            # Of this thread: pinned memory is the device's, and a thread begins with the first one.
+            torch.cuda.set_device(self._like.device)
         spare, self._spare = self._spare, {}
         tensors = ready_to_use(snapshot.tensors, self._like, spare)
         for name, tensor in tensors.items():

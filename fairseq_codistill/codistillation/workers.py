@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
+from fairseq_codistill.exchange import ExchangeError
+
 
 class Workers:
     """The workers that train this group's model: the whole of torch.distributed's world, or one.
@@ -16,6 +18,9 @@ class Workers:
 
     Args:
         timeout: seconds that the slowest worker may lag behind the others.
+
+    Raises:
+        ExchangeError: if the workers cannot reach each other.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -26,7 +31,15 @@ class Workers:
         if self.size > 1:
             # Apart from the gradients' process group and on the CPU, so that agreeing neither
             # waits for a GPU nor mixes with the framework's collectives.
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            try:
+                group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                raise ExchangeError(
+                    "the workers of this group cannot reach each other over gloo, with which they "
+                    f"agree on swaps ({said:.200}); on each node name the network interface that "
+                    "the others can reach in GLOO_SOCKET_IFNAME, as in NCCL_SOCKET_IFNAME"
+                ) from error
             # An integer is what a rank outside the group is given, and there is none.
             assert not isinstance(group, int)
             self._process_group = group

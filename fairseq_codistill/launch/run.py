@@ -108,7 +108,7 @@ def launch(options: Options) -> int:
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
         record.write(plan.out, who, options.command, first, options.for_the_record())
-        view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s)")
+        view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s), {plan.devices}")
         patience = Patience(max_restarts=options.max_restarts)
         guard = Guard()
         try:

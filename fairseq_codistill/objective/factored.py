@@ -179,10 +179,15 @@ def _by_layer(
 @contextmanager
 def _in_full(like: Tensor) -> Iterator[None]:
     """Neither autocast nor TF32: the terms cancel."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    # torch before 2.9 has the first alone, and later ones refuse to read it once the second is set.
+    switch: str = "allow_tf32"
+    full: bool | str = False
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        switch, full = "fp32_precision", "ieee"
+    before = getattr(torch.backends.cuda.matmul, switch)
+    setattr(torch.backends.cuda.matmul, switch, full)
     try:
         with torch.autocast(like.device.type, enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        setattr(torch.backends.cuda.matmul, switch, before)

@@ -23,6 +23,8 @@ AT_A_TIME = 2**23
 
 # The gradient by a logit is at most 1 and often below what float16 holds: it is lifted meanwhile.
 LIFT = 1024.0
+# Half of the largest number of float16.
+FLOAT16_ROOM = 2.0**15
 
 
 def rows_at_a_time(classes: int) -> int:
@@ -88,8 +90,12 @@ class _CrossEntropy(torch.autograd.Function):
                 by_hidden[rows] = (by_logits @ layer).to(wide) / lift
                 if dtype == wide:
                     by_weight.addmm_(by_logits.T, part)
+                elif dtype == torch.float16:
+                    shrink = _shrink(by_logits, part)
+                    product = by_logits.T @ (part.to(wide) / shrink).to(dtype)
+                    by_weight += product.to(wide) * (shrink / lift)
                 else:
-                    by_weight += (by_logits.T @ part).to(wide) / lift
+                    by_weight += (by_logits.T @ part).to(wide)
         ctx.save_for_backward(by_hidden, by_weight, by_bias)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(plain)
@@ -108,6 +114,15 @@ class _CrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _shrink(by_logits: Tensor, part: Tensor) -> Tensor:
+    """Give the least power of two to divide ``part`` by, so that no sum over rows is too large.
+
+    A word that is the target of many rows would otherwise have a gradient beyond float16.
+    """
+    largest = by_logits.abs().sum(dim=0, dtype=torch.float32).amax() * part.abs().amax()
+    return (largest / FLOAT16_ROOM).log2().ceil().clamp(min=0).exp2()
 
 
 def _slope(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ from fairseq_codistill.codistillation import (
 )
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
-from fairseq_codistill.sentences import errors_as_sentences
+from fairseq_codistill.sentences import errors_as_sentences, exhaustion_is_final
 from fairseq_codistill.tasks import _models, _safe_globals, _teachers
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class CodistillTranslationTask(TranslationTask):
         boundary = (update_num, self._epoch)
         if self.codistillation is not None and boundary != self._boundary:
             self._boundary = boundary
-            with errors_as_sentences():
+            with errors_as_sentences(), exhaustion_is_final():
                 self.codistillation.at_boundary(update_num, self._epoch)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
