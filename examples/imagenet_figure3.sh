@@ -3,7 +3,8 @@
 # the learning rate in proportion, and as many epochs: half as many updates each time.
 #
 # A GPU has 32 images at a time and --update-freq makes the rest, but with 128 it has 16.  Models
-# exchange twice an epoch, as with the paper's 256; the paper does not tell.
+# exchange twice an epoch, as with the paper's 256; the paper does not tell.  Its warm-up begins at
+# 0.1 for every batch, which is above 128's peak of 0.05: here 128 has 0.05 from the beginning.
 #
 # Usage: imagenet_figure3.sh [OPTIONS] [-- FLAGS OF TRAINING...]
 set -euo pipefail
