@@ -12,13 +12,13 @@
 #   --dry-run        only print the commands
 #
 #   V1  out of the box (the paper's Figure 1): 2 x 3 seeds
-#   V2  a falling weight decay and a later schedule (Figure 2), and the later schedule alone
-#       (Figure 12): 2 x 3 seeds beside those of V1
+#   V2  a falling weight decay and a later schedule (Figure 2), the later schedule alone (Figure
+#       12), and the first without peers: 3 x 3 seeds beside those of V1
 #   V5  all, 1/2, 1/4 and 1/8 of the images (Figure 6): 2 x 3 x 3 seeds beside those of V1 and V2
 #   V3  batch x1, x2, x4 (Figure 3, Table A.2): 2 runs beside those of V2
 #   V4  cosine schedule (Figure 4): 2 runs
 #   V6  how often to exchange (Figure 7a): 3 runs beside those of V2
-#   V8  alpha (Figure 13): 4 runs, one of them with alpha 0, which is models that have no peers
+#   V8  alpha (Figure 13): 3 runs beside that of V2 without peers
 #   V9  predictions against checkpoints: 1 run beside those of V2
 #   V7  learning rate (Figure 7b): 3 runs beside those of V2
 #
@@ -110,6 +110,9 @@ tidy() {
 
 # --- the experiments ------------------------------------------------------------------------------
 
+# Each model by itself: what a group's smaller batch makes without codistillation.
+WITHOUT_PEERS=(--codistill-alpha 0 --codistill-alpha-schedule constant)
+
 # The epochs of a group have 97 updates; T = 48 is twice an epoch, as in the paper.
 
 V1() {
@@ -122,9 +125,11 @@ V2() {
     each all_reduce all_reduce all_reduce
     each codistilled decayed decayed
     each codistilled shifted shifted
+    each codistilled decayed-alpha0 decayed "${WITHOUT_PEERS[@]}"
     publish V2 "all_reduce=all_reduce-seed?" \
         "codistillation, falling weight decay=decayed-seed?" \
-        "codistillation, constant weight decay=shifted-seed?"
+        "codistillation, constant weight decay=shifted-seed?" \
+        "falling weight decay, without peers=decayed-alpha0-seed?"
 }
 
 V3() {
@@ -181,8 +186,9 @@ V7() {
 }
 
 V8() {
-    local alpha rows=()
-    for alpha in 0 0.3 1 3; do
+    local alpha rows=("alpha 0=decayed-alpha0-seed1")
+    once codistilled decayed-alpha0 decayed "${WITHOUT_PEERS[@]}"
+    for alpha in 0.3 1 3; do
         once codistilled "decayed-alpha$alpha" decayed --codistill-alpha "$alpha" \
             --codistill-alpha-schedule constant
         rows+=("alpha $alpha=decayed-alpha$alpha-seed1")
