@@ -214,6 +214,26 @@ def test_seeds_share_a_line(tmp_path):
     assert labels.notes(given) == ["mine: its runs differ in more than the seed: lr."]
 
 
+@pytest.mark.parametrize(
+    ("alpha", "codistilled"),
+    [
+        ("'codistill_alpha': 0.0, 'codistill_alpha_schedule': 'constant'", False),
+        ("'codistill_alpha': 0.0, 'codistill_alpha_schedule': 'step'", True),
+        ("'codistill_alpha': 0.1, 'codistill_alpha_schedule': 'constant'", True),
+    ],
+)
+def test_groups_with_alpha_0_are_without_peers(tmp_path, alpha, codistilled):
+    for group in (0, 1):
+        writer = Writer().start(seed=1 + group, groups=2)
+        writer.lines[0] = writer.lines[0].replace(
+            "'codistill_group'", f"{alpha}, 'codistill_group'"
+        )
+        writer.inner(2, loss=1, nll_loss=1, codistill_alpha=0, codistill_peers=0)
+        writer.to(tmp_path / f"group-{group}" / "log.txt")
+    (label,) = labels.group([runs.find(str(tmp_path))], [])
+    assert label.codistilled is codistilled
+
+
 def test_names_are_as_long_as_they_must_be(tmp_path):
     for name, lr in (("x/run", "1"), ("y/run", "2"), ("t4", "3"), ("t41", "4")):
         write_run(tmp_path / name, 1, lr=lr)

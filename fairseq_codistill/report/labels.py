@@ -36,7 +36,7 @@ class Label:
     def codistilled(self) -> bool:
         """Whether any of its models has a peer, or is to have one."""
         return any(
-            model.settings.get("codistill_num_groups", "1") != "1"
+            _is_to_have_peers(model.settings)
             or any(line.values.get("codistill_peers") for line in model.log.train)
             for model in self.models
         )
@@ -44,6 +44,14 @@ class Label:
     def spreads(self) -> Mapping[str, Spread | None]:
         """Give the spread of each of the ``Figures`` over its models."""
         return figures.spreads([figures.measure(model.log) for model in self.models])
+
+
+def _is_to_have_peers(settings: Mapping[str, str]) -> bool:
+    """Tell whether a model of such settings looks at others at some time."""
+    if settings.get("codistill_num_groups", "1") == "1":
+        return False
+    grows = settings.get("codistill_alpha_schedule") == "'step'"
+    return grows or settings.get("codistill_alpha") not in ("0", "0.0")
 
 
 def counted(labels: Sequence[Label]) -> str:
