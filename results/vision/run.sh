@@ -104,6 +104,19 @@ agreement() {
         --out "$RUN/agreement.jsonl" "$RUN"/group-{0,1}/checkpoint_last.pt
 }
 
+# retrains EXPERIMENT NAME...: how often models of two seeds give a validation image the same class.
+retrains() {
+    local name said models
+    for name in "${@:2}"; do
+        said=$RESULTS/$1/retrains-$name.jsonl
+        [[ ! -e $said ]] || continue
+        # shellcheck disable=SC2206 # the pattern is to be expanded
+        models=($OUT/$name-seed?/group-0/checkpoint_last.pt)
+        step "$1: $name, seeds compared" python -m fairseq_codistill.vision.diagnostics --cpu \
+            --data "$DATA" --out "$said" "${models[@]}"
+    done
+}
+
 tidy() {
     [[ -n $DRY_RUN ]] || rm -rf "$RUN/exchange" "$RUN"/group-*/checkpoint_best.pt
 }
@@ -130,6 +143,7 @@ V2() {
         "codistillation, falling weight decay=decayed-seed?" \
         "codistillation, constant weight decay=shifted-seed?" \
         "falling weight decay, without peers=decayed-alpha0-seed?"
+    retrains V2 all_reduce decayed decayed-alpha0
 }
 
 V3() {
@@ -163,6 +177,7 @@ V5() {
         rows+=("codistillation, 1/$k=decayed-part$k-seed?")
     done
     publish V5 "all_reduce, all=all_reduce-seed?" "codistillation, all=decayed-seed?" "${rows[@]}"
+    retrains V5 all_reduce-part8 decayed-part8
 }
 
 V6() {
