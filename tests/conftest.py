@@ -4,9 +4,11 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_server import FileServer, serving
 
 # What nohup, or a shell's &, had the tests ignore is not theirs to pass on to what they start.
 for _number, _usual in (
@@ -88,3 +90,9 @@ def pytest_collection_modifyitems(config, items):
     long = [item for item in items if "full" in item.keywords]
     items[:] = [item for item in items if "full" not in item.keywords]
     config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serving() as running:
+        yield running

@@ -6,7 +6,6 @@ Skipped where ../shared/data/iwslt14-de-en is not there.
 import functools
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import iwslt14_text
@@ -21,19 +20,12 @@ from data_scripts import (
     iwslt_archive,
     prepare,
 )
-from file_server import FileServer, serving
 
 SHARED = REPO.parent / "shared/data/iwslt14-de-en"
 
 needs_corpus = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the IWSLT'14 data is not beside the project in ../shared/data"
 )
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with serving() as running:
-        yield running
 
 
 def untokenize(line: str, language: str) -> str:

@@ -4,20 +4,11 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import fetch
 import pytest
 import wmt16_text
-from file_server import FileServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with serving() as running:
-        yield running
-
 
 BODY = fetch.GZIP + bytes(range(256)) * 4000
 

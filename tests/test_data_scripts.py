@@ -2,19 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 
 import fetch
 import pytest
 from data_scripts import LANGUAGES, prepare, small_iwslt_archive, wmt_prepared, wmt_sources
-from file_server import FileServer, serving
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with serving() as running:
-        yield running
-
 
 SCRIPT_NAMES = ["prepare-iwslt14.sh", "prepare-wmt16-en-de.sh"]
 
