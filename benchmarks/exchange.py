@@ -87,7 +87,7 @@ def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--intervals", type=int, default=4, help="of T = 50")
+    parser.add_argument("--intervals", type=measure.count, default=4, help="of T = 50")
     parser.add_argument("--idle-seconds", type=float, default=600)
     parser.add_argument(
         "--dtype", default="bfloat16", choices=WIRE_DTYPES, help="--codistill-snapshot-dtype"

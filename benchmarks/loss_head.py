@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 4000, 16000], help="N")
     parser.add_argument("--width", type=int, nargs="+", default=[512, 1024], help="d")
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000], help="V")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measure.count, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     measure.add_arguments(parser)
     options = parser.parse_args()

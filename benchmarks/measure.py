@@ -40,6 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the raw figures there")
 
 
+def count(text: str) -> int:
+    """Read how often to measure, as a flag's type: a median needs at least one figure.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number of at least 1.
+    """
+    if not re.fullmatch("0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
 def in_turns(
     contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:

@@ -275,7 +275,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seconds", type=float, default=20, help="at each speed in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measure.count, default=5)
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
     # Hosts and workers go with us, however we are told to.

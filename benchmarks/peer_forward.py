@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measure.count, default=5)
     steps.add_arguments(parser)
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", default="tiny", choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, default=10000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measure.count, default=5)
     steps.add_arguments(parser)
     steps.add_peer_dropout(parser)
     options = parser.parse_args()

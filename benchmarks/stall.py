@@ -226,9 +226,9 @@ def main() -> None:
     real = kinds.add_parser("quickstart", help="real training on the quickstart's data")
     real.add_argument("--data", type=Path, required=True)
     real.add_argument("--updates", type=int, default=1000)
-    real.add_argument("--runs", type=int, default=3)
+    real.add_argument("--runs", type=measure.count, default=3)
     big = kinds.add_parser("large", help="a model of 210 million parameters")
-    big.add_argument("--rounds", type=int, default=5)
+    big.add_argument("--rounds", type=measure.count, default=5)
     big.add_argument("--dtype", default="bfloat16", choices=WIRE_DTYPES)
     big.add_argument("--folder", type=Path, help="the exchange (default: a temporary folder)")
     for kind in (real, big):

@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], choices=list(steps.SIZES))
     parser.add_argument("--classes", type=int, nargs="+", default=[10000, 32000])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measure.count, default=5)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     steps.add_arguments(parser)
     steps.add_peer_dropout(parser)

@@ -61,6 +61,18 @@ def test_help(run, capsys, command):
     assert not [flag for flag in HELP[command] if flag not in said]
 
 
+TIMED = [command for command, flags in HELP.items() if "--rounds" in flags]
+
+
+@pytest.mark.parametrize("command", TIMED, ids=" ".join)
+@pytest.mark.parametrize("rounds", ["0", "-1", "1.5", "many"])
+def test_no_round_is_no_measurement(run, capsys, command, rounds):
+    with pytest.raises(SystemExit) as end:
+        run(*command, "--rounds", rounds)
+    assert end.value.code == 2
+    assert f"--rounds: {rounds} is no whole number of at least 1" in capsys.readouterr().err
+
+
 UPDATES = ["--sizes", "tiny", "--classes", "50", "--tokens", "100", "--device", "cpu"]
 SMALL = {
     "step_time": [*UPDATES, "--rounds", "1", "--peer-dropout"],
