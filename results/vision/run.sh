@@ -17,11 +17,11 @@
 #   V5  all, 1/2, 1/4 and 1/8 of the images (Figure 6): 2 x 3 x 3 seeds beside those of V1 and V2
 #   V3  batch x1, x2, x4 (Figure 3, Table A.2), with the paper's alpha and with a tenth of it: 5 runs
 #       beside those of V2
-#   V4  cosine schedule (Figure 4): 2 runs
-#   V6  how often to exchange (Figure 7a): 3 runs beside those of V2
+#   V4  cosine schedule (Figure 4), codistillation with both alphas: 3 runs
+#   V6  how often to exchange (Figure 7a), with the smaller alpha: 3 runs beside those of V3
 #   V8  alpha (Figure 13): 3 runs beside those of V2 and V3
 #   V9  predictions against checkpoints: 1 run beside those of V2
-#   V7  learning rate (Figure 7b): 3 runs beside those of V2
+#   V7  learning rate (Figure 7b), with the smaller alpha: 3 runs beside those of V3
 #
 # About three hours on two cores.  Run again, it passes over what is finished and goes on
 # with what was cut off.  Checkpoint exchange is in lockstep, and everything in float32 on one thread
@@ -170,7 +170,9 @@ V3() {
 V4() {
     once all_reduce cosine-all_reduce cosine_all_reduce
     once codistilled cosine cosine
-    publish V4 "all_reduce=cosine-all_reduce-seed1" "codistillation=cosine-seed1"
+    once codistilled cosine-alpha0.1 cosine "${WEAK[@]}"
+    publish V4 "all_reduce=cosine-all_reduce-seed1" "codistillation=cosine-seed1" \
+        "codistillation, alpha 0.1=cosine-alpha0.1-seed1"
 }
 
 V5() {
@@ -191,22 +193,23 @@ V5() {
 
 V6() {
     local interval rows=()
-    once codistilled decayed decayed
+    once codistilled decayed-alpha0.1 decayed "${WEAK[@]}"
     for interval in 96 24 12; do
-        once codistilled "decayed-interval$interval" decayed --codistill-interval "$interval"
-        rows+=("T = $interval=decayed-interval$interval-seed1")
+        once codistilled "decayed-alpha0.1-interval$interval" decayed "${WEAK[@]}" \
+            --codistill-interval "$interval"
+        rows+=("T = $interval=decayed-alpha0.1-interval$interval-seed1")
     done
-    publish V6 "T = 48=decayed-seed1" "${rows[@]}"
+    publish V6 "T = 48=decayed-alpha0.1-seed1" "${rows[@]}"
 }
 
 V7() {
     local rate rows=()
-    once codistilled decayed decayed
+    once codistilled decayed-alpha0.1 decayed "${WEAK[@]}"
     for rate in 0.1 0.2 0.4; do
-        once codistilled "decayed-lr$rate" decayed --lr "$rate"
-        rows+=("learning rate $rate=decayed-lr$rate-seed1")
+        once codistilled "decayed-alpha0.1-lr$rate" decayed "${WEAK[@]}" --lr "$rate"
+        rows+=("learning rate $rate=decayed-alpha0.1-lr$rate-seed1")
     done
-    publish V7 "learning rate 0.05=decayed-seed1" "${rows[@]}"
+    publish V7 "learning rate 0.05=decayed-alpha0.1-seed1" "${rows[@]}"
 }
 
 V8() {
