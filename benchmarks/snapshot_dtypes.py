@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
+    measure.say_machine()
     rows = [row for run in options.runs for row in measured(run, options.data)]
     measure.write(options.json, rows)
     print(measure.table(rows, COLUMNS))

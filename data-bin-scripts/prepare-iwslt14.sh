@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes IWSLT'14 German-English ready for training, as fairseq's own prepare-iwslt14.sh does:
-# downloads the corpus (19 MB), tokenises, cleans and lower-cases it, splits it, learns 10,000 BPE
+# downloads the corpus (20 MB), tokenises, cleans and lower-cases it, splits it, learns 10,000 BPE
 # merges on both languages, and lays out the result with fairseq-preprocess.
 #
 # Usage: prepare-iwslt14.sh [OPTIONS] DEST

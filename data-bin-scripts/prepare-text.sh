@@ -14,8 +14,8 @@
 #   --dry-run          only print the commands
 #
 # Drawn and not the first, for corpora are often sorted: the draw is the same each time.  What is
-# there is used again.  Run it where fairseq_codistill is installed: it takes python and
-# fairseq-preprocess from PATH.
+# there is used again.  Run it where fairseq_codistill[data] is installed: it takes python
+# and fairseq-preprocess from PATH.
 set -euo pipefail
 
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

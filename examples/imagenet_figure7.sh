@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # How often to exchange, and the learning rate (the paper's Figures 7 and 15): ResNet50, two models.
-# The paper names base learning rates of 0.1 and 0.2 and "beyond".
+# The paper names base learning rates of 0.1 and 0.2 and "beyond".  Of the learning rates it says
+# that the setup is Goyal's; taken here as in its other figures, with later milestones and a falling
+# weight decay.
 #
 # Usage: imagenet_figure7.sh [OPTIONS] [-- FLAGS OF TRAINING...]
 set -euo pipefail

@@ -6,7 +6,7 @@
 # Needs Linux and Python 3.11 or 3.12.  Makes a virtual environment, installs this project, makes
 # German-English text from permissively licensed translation catalogues, trains two groups that
 # codistil, translates the test set with each model and with both as an ensemble, and prints a
-# table.  About ten minutes on two cores after the installation.  Run again, it uses what is there
+# table.  Five to ten minutes on two cores after the installation.  Run again, it uses what is there
 # and goes on with what is not finished.
 #
 # An active virtual environment that has the project installed is used instead of a new one.

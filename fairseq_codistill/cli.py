@@ -79,8 +79,9 @@ def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
         usage="codistill launch --groups N --out OUT [options] -- COMMAND ...",
         description=(
             "Run N groups on this machine, its GPUs divided evenly, or on CPU. COMMAND is a "
-            "fairseq-train or fairseq-hydra-train line; launch appends what differs from group to "
-            "group. Run again on the same OUT, it goes on where it was."
+            "line of fairseq-train, of fairseq-hydra-train or, for images, of python -m "
+            "fairseq_codistill.vision; launch appends what differs from group to group. Run again "
+            "on the same OUT, it goes on where it was."
         ),
         allow_abbrev=False,
     )

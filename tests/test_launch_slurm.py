@@ -100,6 +100,16 @@ def test_every_array_task_is_a_group(submit, tmp_path):
     assert min(ports) > 1024
 
 
+@pytest.mark.parametrize(
+    ("words", "seed"),
+    [(["--seed", "2"], 2), (["--", "--seed", "3"], 3), (["--seed", "2", "--", "--seed=4"], 4)],
+)
+def test_the_seed_is_the_one_given(submit, words, seed):
+    for index in (0, 1):
+        _, [(_, arguments, _)] = submit(index, words=("wmt16_big", *words))
+        assert parse(arguments).seed == seed + SEED_STEP * index
+
+
 @pytest.mark.parametrize("recipe", ["wmt16_big", "iwslt14_big"])
 @pytest.mark.parametrize("all_reduce", [False, True])
 def test_the_recipe_is_that_of_one_machine(submit, recipe, all_reduce, tmp_path):
@@ -130,6 +140,9 @@ def test_the_recipe_is_that_of_one_machine(submit, recipe, all_reduce, tmp_path)
         (("bert",), {}, "name a recipe of examples/"),
         (("wmt16_big",), {"SLURM_GPUS_ON_NODE": "3"}, "--gpus 12 does not divide 128 workers"),
         (("wmt16_big",), {"SLURM_ARRAY_TASK_COUNT": "1"}, "--groups 1 has nobody to learn from"),
+        (("wmt16_big", "--gpus", "8"), {}, "leave --gpus out: a job's groups are those of --array"),
+        (("wmt16_big", "--seed", "2", "--out", "x"), {}, "leave --out out"),
+        (("wmt16_big", "--dry-run"), {}, "leave --dry-run out"),
     ],
 )
 def test_what_cannot_be_is_not_requeued(submit, words, more, says, tmp_path):

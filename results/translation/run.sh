@@ -85,7 +85,7 @@ over_parameterised() {
     prepare
 }
 
-# plain: T1.  1.2 million parameters on 10,000 pairs, of which all_reduce sees 55 epochs.
+# plain: T1.  1.2 million parameters on 10,000 pairs, of which all_reduce sees 54 epochs.
 plain() {
     PAIRS=10000 WIDTH=128 TOKENS=1000 STEPS=4000 INTERVAL=100
     CHOSEN=plain-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL
