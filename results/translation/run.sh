@@ -280,12 +280,12 @@ T10() {
 T7() {
     local every rows=()
     plain
-    plain_codistilled plain 1
     for every in 2 4 8; do
         plain_codistilled "plain-every$every" 1 --codistill-every "$every"
         rows+=("every update in $every=${CHOSEN/plain/plain-every$every}-seed1")
     done
     plain_codistilled plain-int8 1 --codistill-snapshot-dtype int8
+    plain_codistilled plain 1
     publish T7 "codistillation=$CHOSEN-seed1" "${rows[@]}" \
         "int8 snapshots=${CHOSEN/plain/plain-int8}-seed1"
 }
