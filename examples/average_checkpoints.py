@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fairseq_codistill import plain
+
 UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 
 
@@ -42,8 +44,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: if it is none.
     """
     try:
-        # fairseq keeps the command line in a namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(plain.allowed()):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is torn or no checkpoint of fairseq's; give another") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from fairseq_codistill import plain
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch.checkpoints import is_loadable
 
@@ -85,9 +87,16 @@ def _load(checkpoint: Path) -> Any:
         raise UserError(f"CHECKPOINT {checkpoint} is not there; give a file that training wrote")
     if not is_loadable(checkpoint):
         raise UserError(f"CHECKPOINT {checkpoint} is torn or no checkpoint; give another one")
-    # fairseq keeps the command line in a namespace: plain data, allowed for this one load.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    # Allowed for this one load.
+    with torch.serialization.safe_globals(plain.allowed()):
+        try:
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"CHECKPOINT {checkpoint} holds more than plain data ({reason:.200}); give one "
+                "that training with this plugin wrote"
+            ) from error
 
 
 def _stock_task(task: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ ROOMS = {
     "exchange": set(),
     "codistillation": {"objective", "exchange"},
     "criterions": {"codistillation", "objective", "sentences"},
-    "tasks": {"codistillation", "criterions", "sentences", "sigterm"},
+    "tasks": {"codistillation", "criterions", "plain", "sentences", "sigterm"},
     "vision": {"codistillation", "sentences", "sigterm"},
     "launch": {"errors", "installed", "sigterm", "__version__"},
     "status": {"errors", "exchange", "launch"},

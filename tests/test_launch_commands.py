@@ -251,6 +251,16 @@ def test_hydra(tmp_path):
     assert said["hydra.run.dir"] == str(folder / "out/group-1/hydra")
 
 
+@pytest.mark.parametrize("run_id", ["12e4567890123456", "1234567890123456", "inf"])
+def test_a_run_id_that_looks_like_a_number_is_text_for_hydra(tmp_path, run_id):
+    (tmp_path / "tiny.yaml").write_text("common: {seed: 7, cpu: true}\n")
+    command = ["fairseq-hydra-train", "--config-dir", str(tmp_path), "--config-name", "tiny"]
+    the_plan = replace(plan(tmp_path, *command, devices=Devices((), 1, 2)), run_id=run_id)
+    (worker,) = workers_of(the_plan, 0, PORT)
+    said = overrides(worker)["task.codistill_run_id"]
+    assert (said, type(said)) == (run_id, str)
+
+
 def test_seed_of_hydra(tmp_path):
     (tmp_path / "tiny.yaml").write_text("common:\n  seed: 7\n")
     (tmp_path / "none.yaml").write_text("task: {_name: codistill_translation}\n")

@@ -74,6 +74,13 @@ def test_an_exchange_that_cannot_be_written_is_named(corpus, tmp_path):
     refused(run, "cannot be used")
 
 
+def test_a_ddp_backend_of_sharded_weights_is_refused(corpus, tmp_path):
+    """Before fairseq makes the model, for which it would ask for a package that nobody needs."""
+    flags = [*CODISTILL, "--ddp-backend", "fully_sharded"]
+    run = finish(start(corpus, tmp_path, *flags), tmp_path, status=2)
+    assert "codistill: error: --ddp-backend fully_sharded is not supported" in run.log
+
+
 def test_an_unknown_kind_of_exchange_is_named(corpus, tmp_path):
     flags = two_groups("carrier-pigeon://loft")
     run = finish(start(corpus, tmp_path, *flags), tmp_path, status=2)

@@ -164,7 +164,7 @@ class Codistillation:
                 be published.
             ConfigError: lockstep only: this process has other weights than its run had here.
         """
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), self.workers.waited
         self.update, self.epoch = update, epoch
         self.alpha = self._schedule(epoch, update)
         self._compare.begin_update()
@@ -180,13 +180,22 @@ class Codistillation:
             live = self._live() if self.alpha > 0 else []
             self._membership.tell({p.group: p.update for p in live if p.update is not None})
         self._stall += time.perf_counter() - start
+        if not self._in_step:
+            # Others of the group that come later, from saving a checkpoint for one, are no
+            # business of the exchange.  In lockstep it is the leader's wait for peers.
+            self._stall -= self.workers.waited - waited
 
     def finish(self, update: int) -> None:
         """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
         if self._source is not None:
             self._source.stop()
         if self._membership is not None:
-            self._membership.finish(update, self.epoch)
+            try:
+                self._membership.finish(update, self.epoch)
+            except BaseException:
+                # Peers and `codistill status` are told that nobody is here any more.
+                self._membership.abandon()
+                raise
         # The others wait for the leader here, and not in a collective of GPUs, which would give up.
         self.workers.least([1])
         self.workers.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -26,6 +27,8 @@ class Workers:
     def __init__(self, timeout: float) -> None:
         self._process_group: dist.ProcessGroup | None = None
         self.rank, self.size = 0, 1
+        # Seconds that this worker has waited for others of its group.
+        self.waited = 0.0
         if dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
         if self.size > 1:
@@ -54,7 +57,9 @@ class Workers:
         if self._process_group is None or not numbers:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
+        start = time.perf_counter()
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self._process_group)
+        self.waited += time.perf_counter() - start
         return [int(number) for number in tensor]
 
     def close(self) -> None:

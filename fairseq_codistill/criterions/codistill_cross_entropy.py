@@ -197,8 +197,9 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         if total("codistill_aged") > 0:
             staleness = total("codistill_staleness") / total("codistill_aged")
             metrics.log_scalar("codistill_staleness", staleness, round=1)
-        # Weight 0: a meter then shows the newest value, not a mean over the log interval.
-        metrics.log_scalar("codistill_alpha", total("codistill_alpha") / batches, 0, round=5)
+        # Weight 0: a meter then shows the newest value, not a mean over the log interval.  Large
+        # gammas begin with alphas of which fewer digits would leave nothing.
+        metrics.log_scalar("codistill_alpha", total("codistill_alpha") / batches, 0, round=12)
         metrics.log_scalar("codistill_peers", total("codistill_peers") / batches, 0, round=1)
         metrics.log_scalar_sum("codistill_stall", total("codistill_stall"), round=3)
         for change in CHANGES:

@@ -244,11 +244,20 @@ def _override(argument: str) -> tuple[str | None, str]:
     return key, value
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _hydra_value(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
     # hydra's grammar gives a meaning to most other characters; within quotes only to these two.
-    if re.fullmatch(r"[\w./:-]+", text):
+    # A run id such as 12e4567890123456 would be a number to it.
+    if re.fullmatch(r"[\w./:-]+", text) and not (isinstance(value, str) and _is_number(text)):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

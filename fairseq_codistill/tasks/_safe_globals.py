@@ -1,12 +1,9 @@
-"""What torch's restricted unpickler must know to read fairseq's checkpoints.
+"""What torch's restricted unpickler must know for fairseq to read its checkpoints again.
 
-From torch 2.6 on ``torch.load`` reads tensors and plain containers only.  A fairseq checkpoint
-holds the command line as an ``argparse.Namespace``; and resuming with several workers broadcasts
-the loaded checkpoint with its configuration turned into omegaconf's classes.  All of these are
-plain data.
+Beside what stands in them: resuming with several workers broadcasts the loaded checkpoint with its
+configuration turned into omegaconf's classes.  All of these are plain data.
 """
 
-import argparse
 import collections
 import typing
 
@@ -14,12 +11,14 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from omegaconf import base, dictconfig, listconfig, nodes
 
+from fairseq_codistill import plain
+
 
 def register() -> None:
     """Add them to torch's list, for this process."""
     torch.serialization.add_safe_globals(
         [
-            argparse.Namespace,
+            *plain.allowed(),
             distributed_utils._TensorPlaceholder,
             base.ContainerMetadata,
             base.Metadata,

@@ -72,6 +72,12 @@ class CodistillTranslationTask(TranslationTask):
         """Load the dictionaries, once the settings are known to fit together."""
         with errors_as_sentences():
             CodistillationConfig.of(cfg).check()
+            # Here, for fairseq wraps the model of fully_sharded before the criterion is built.
+            if cfg.ddp_backend not in DDP_BACKENDS:
+                raise ConfigError(
+                    f"--ddp-backend {cfg.ddp_backend} is not supported; use legacy_ddp or "
+                    "pytorch_ddp"
+                )
         return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
@@ -102,11 +108,6 @@ class CodistillTranslationTask(TranslationTask):
                 raise ConfigError(
                     f"--criterion {name} does not codistil; with --task codistill_translation "
                     f"use --criterion {CRITERION}"
-                )
-            if self.cfg.ddp_backend not in DDP_BACKENDS:
-                raise ConfigError(
-                    f"--ddp-backend {self.cfg.ddp_backend} is not supported; use legacy_ddp or "
-                    "pytorch_ddp"
                 )
             if self.cfg.amp and self.cfg.codistill_peer_dtype != "student":
                 raise ConfigError(
