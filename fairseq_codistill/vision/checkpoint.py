@@ -82,6 +82,8 @@ def write(checkpoint: Checkpoint, path: Path, ready: Callable[[], None] = _at_on
         ready: called once the file is whole, before it takes its name.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    # A kill in ``copy`` may have left it, as a second name of a checkpoint to be kept.
+    temporary.unlink(missing_ok=True)
     with temporary.open("wb") as file:
         torch.save({"format": FORMAT, **vars(checkpoint)}, file)
         file.flush()
