@@ -1,14 +1,23 @@
 """Exactly the same, again: kill -9 at a random update in lockstep changes no bit of the result."""
 
+import errno
+import multiprocessing
+import os
 import random
+import resource
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from faults import kill_at_update, lives, send, wait_until
 from harness import LOCKSTEP, Run, environment, equal, published
 from vision_harness import launch_command, train, write_images
+
+from fairseq_codistill.launch import checkpoints
+from fairseq_codistill.vision import checkpoint
+from fairseq_codistill.vision.checkpoint import LAST, Checkpoint
 
 # 7 updates an epoch, so that checkpoints fall within epochs and at their ends.
 UPDATES = 42
@@ -142,8 +151,7 @@ def test_a_run_in_two_parts_equals_one(data, tmp_path, arch, workers):
     assert equal(again.weights(), whole.weights())
 
 
-def test_a_signal_at_the_end_leaves_whole_files(data, tmp_path):
-    """Whatever the moment of a kill, what there is can be read."""
+def test_a_checkpoint_is_whole_from_when_it_has_its_name(data, tmp_path):
     out = tmp_path / "out"
     launch = start(data, out)
     wait_until((out / "group-0/checkpoint_last.pt").exists, launch, out)
@@ -151,3 +159,73 @@ def test_a_signal_at_the_end_leaves_whole_files(data, tmp_path):
     assert Run(out / "group-0", "").checkpoint()["update"] > 0
     launch.terminate()
     launch.wait(timeout=60)
+
+
+def after(update: int) -> Checkpoint:
+    """A checkpoint of 40 kB."""
+    model = {"weight": torch.full((10000,), float(update))}
+    return Checkpoint(update, run={}, config={}, classes=[], model=model, optimizer={})
+
+
+def no_room(path: Path) -> None:
+    """Write in vain: the file may not grow beyond 10 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            checkpoint.write(after(2), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def no_room_when_it_is_flushed(path: Path) -> None:
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.write(after(2), path)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in(write, *arguments) -> None:
+    """Kill -9 a process that writes a file, just before the file takes its name."""
+    process = multiprocessing.get_context("fork").Process(target=write, args=(*arguments, die))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def killed(path: Path) -> None:
+    kill_in(checkpoint.write, after(2), path)
+
+
+@pytest.mark.parametrize("fail", [no_room, no_room_when_it_is_flushed, killed])
+def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path, fail):
+    path = tmp_path / LAST
+    # What is left is no checkpoint, to the program and to launch.
+    fail(path)
+    assert checkpoint.to_resume_from(LAST, tmp_path) is None
+    assert checkpoints.find(tmp_path).checkpoint is None
+    checkpoint.write(after(1), path)
+    fail(path)
+    assert checkpoint.to_resume_from(LAST, tmp_path) == path
+    assert checkpoints.find(tmp_path).checkpoint == path
+    assert checkpoint.read(path).update == 1
+    # Nor is it in the way of the next one.
+    checkpoint.write(after(3), path)
+    assert checkpoint.read(path).model["weight"].equal(torch.full((10000,), 3.0))
+
+
+def test_a_kill_between_two_names_does_not_tie_them(tmp_path):
+    best, last = tmp_path / checkpoint.BEST, tmp_path / LAST
+    checkpoint.write(after(1), last)
+    checkpoint.write(after(2), best)
+    kill_in(checkpoint.copy, best, last)
+    assert checkpoint.read(last).update == 1
+    checkpoint.write(after(3), last)
+    assert (checkpoint.read(best).update, checkpoint.read(last).update) == (2, 3)
