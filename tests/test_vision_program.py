@@ -1,6 +1,8 @@
 """The program as a user meets it: what launch gives each group, plans, switches, diagnostics."""
 
+import itertools
 import json
+import math
 import re
 import shlex
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 from harness import SEED_STEP, column
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from vision_harness import CLASSES, TINY, train, write_images
-from vision_reference import images_of, resnet8
+from vision_harness import CLASSES, TINY, train, untrained, write_images
+from vision_reference import images_of, permutation, resnet8
 
 from fairseq_codistill import cli
 from fairseq_codistill.vision import diagnostics
@@ -90,7 +92,63 @@ def test_schedules_are_those_that_are_set(data, tmp_path):
     # 8 images an update.
     speeds = [8 * ups for ups in column(run.lines(), "ups")]
     assert column(run.lines(), "images_per_second") == pytest.approx(speeds, rel=1e-4)
-    assert column(run.lines("train"), "distance") == sorted(column(run.lines("train"), "distance"))
+
+
+def test_diagnostics_of_training_are_what_they_are_called(data, tmp_path):
+    # More images than there are: all 60 of training.
+    flags = ["--augmentation", "none", "--label-smoothing", "0.1", "--eval-train-images", "99"]
+    run = train(data, tmp_path, *flags, "--epochs", "2")
+    images, targets = images_of(data / "train")
+    model = untrained()
+
+    # Six digits are logged.
+    first = permutation(1, 1, 60)[:8]
+    surprise = -resnet8(images[first], model.state_dict(), {}).log_softmax(dim=1) / math.log(2)
+    nll = surprise[range(8), targets[first]].mean().item()
+    smoothed = 0.9 * nll + 0.1 * surprise.mean().item()
+    assert run.lines()[0]["nll_loss"] == pytest.approx(nll, rel=1e-5)
+    assert run.lines()[0]["loss"] == pytest.approx(smoothed, rel=1e-5)
+
+    line = run.lines("train")[-1]
+    state = {name: tensor.double() for name, tensor in run.weights().items()}
+    # Of what is trained; statistics of batch norm go farther.
+    squares = [(state[k] - start).square().sum() for k, start in model.named_parameters()]
+    assert line["distance"] == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
+    logits = resnet8(images, state, None)
+    nll = torch.nn.functional.cross_entropy(logits, targets).item() / math.log(2)
+    assert line["eval_nll_loss"] == pytest.approx(nll, rel=1e-5)
+    top1 = 100 * (logits.argmax(dim=1) == targets).double().mean().item()
+    assert line["eval_top1"] == pytest.approx(top1, rel=1e-5)
+
+
+def test_the_best_checkpoint_is_the_first_with_the_best_validation(tmp_path):
+    # Two classes are soon told apart; 7 updates an epoch.
+    data = write_images(tmp_path / "data", train=30, classes=CLASSES[:2])
+    flags = ["--augmentation", "none", "--epochs", "8", "--max-update"]
+    # Going on, it remembers what was the best.
+    parts = [train(data, tmp_path / "run", *flags, update) for update in ("14", "28")]
+    lines = [line for part in parts for line in part.lines("valid")]
+    top1 = column(lines, "top1")
+    best = top1.index(max(top1))
+    assert best == 1, top1
+    assert top1[best] in top1[2:], "no later one is as good"
+    saved = parts[1].checkpoint("checkpoint_best.pt")
+    assert saved["update"] == lines[best]["num_updates"]
+    assert saved["best"] == pytest.approx(max(top1), rel=1e-5)
+    assert column(lines, "best_top1") == list(itertools.accumulate(top1, max))
+
+
+def test_norms_decay_unless_told_otherwise_and_all_else_does(data, tmp_path):
+    flags = ["--max-update", "1", "--lr", "0.05", "--weight-decay", "0.5"]
+    all_decay = train(data, tmp_path / "all", *flags).weights()
+    others_decay = train(data, tmp_path / "others", *flags, "--no-norm-weight-decay").weights()
+    for name, weight in all_decay.items():
+        is_norm = bool(re.search(r"(bn\d|shortcut\.1)\.weight$", name))
+        # Weights of norms begin at 1, their biases at 0.
+        decayed = 0.05 * 0.5 * is_norm * torch.ones(weight.shape)
+        torch.testing.assert_close(
+            (others_decay[name] - weight).float(), decayed, rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("norms", [True, False])

@@ -16,6 +16,7 @@ import torch
 from harness import BIN, Run, environment
 from PIL import Image
 
+from fairseq_codistill.vision import models
 from fairseq_codistill.vision.__main__ import main
 
 # Names sort as their numbers do not.
@@ -91,6 +92,13 @@ def train(data: Path, folder: Path, *flags: str, workers: int = 1) -> Run:
     with contextlib.redirect_stdout(said):
         assert main(arguments) == 0
     return Run(folder, said.getvalue())
+
+
+def untrained(seed: int = 1) -> torch.nn.Module:
+    """The model of ``TINY`` as a group with this seed begins with it."""
+    torch.manual_seed(seed)
+    model = models.student(models.describe("resnet8_cifar", 3, 4, SIDE))
+    return model.double().requires_grad_(False)
 
 
 def launch_command(
