@@ -53,6 +53,13 @@ def test_real_groups_equal_the_single_process_reference(tmp_path, n, workers, up
             assert column(lines, key) == pytest.approx(column(truth, key), rel=2e-5), key
         assert set(column(lines, "codistill_staleness")) == {0}
         assert set(column(lines, "codistill_peers")) == {n - 1}
+        # Before the first update every peer is met, before each later one it is another; counted
+        # once, whatever the number of workers.
+        assert column(lines, "codistill_first_seen") == [n - 1] + [0] * (UPDATES - 1)
+        assert column(lines, "codistill_refreshed") == [0] + [n - 1] * (UPDATES - 1)
+        for change in ("stale", "back", "rejected", "skipped"):
+            assert column(lines, f"codistill_{change}") == [0] * UPDATES, change
+        assert min(column(lines, "codistill_stall")) > 0
         # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
         assert lines[-1]["epoch"] > 1
         assert min(column(truth, "codistill_loss")) > 1e-4

@@ -6,11 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from vision_harness import CLASSES, launch, train, write_images
-from vision_reference import images_of, resnet8
+from harness import SEED_STEP
+from vision_harness import CLASSES, launch, train, untrained, write_images
+from vision_reference import images_of, permutation, resnet8
 
 from fairseq_codistill.vision import data
 from fairseq_codistill.vision.data import Order, part
+from fairseq_codistill.vision.settings import VisionConfig
+from fairseq_codistill.vision.train import order_of
 
 IMAGES = np.arange(103)
 
@@ -70,6 +73,17 @@ def test_fractions_lie_in_each_other_and_shards_do_not_meet():
     assert len(set().union(*shards)) == 102
 
 
+def test_groups_share_out_the_images_if_told_to():
+    def seen(**settings):
+        groups = [VisionConfig(codistill_group=i, **settings) for i in range(3)]
+        return [order_of(config, 102, workers=2).images.tolist() for config in groups]
+
+    shards = seen(codistill_num_groups=3, shard_data=True)
+    # Each image is one group's, and no image is two groups'.
+    assert sorted(sum(shards, [])) == list(range(102))
+    assert seen(codistill_num_groups=3) == [list(range(102))] * 3
+
+
 def test_augmentation_depends_on_epoch_and_image_and_on_nothing_else(tmp_path):
     folders = data.find(str(write_images(tmp_path / "data")))
     transform, _ = data.transforms("cifar", 12)
@@ -108,9 +122,19 @@ def test_evaluation_counts_each_image_once(tmp_path, workers):
 def test_shards_and_reading_processes(tmp_path):
     folder = write_images(tmp_path / "data", train=16)
     flags = ["--shard-data", "--codistill-interval", "2", "--epochs", "2", "--lr", "0.01"]
-    runs = launch(folder, tmp_path / "out", *flags, "--num-workers", "1")
+    flags += ["--augmentation", "none", "--num-workers", "1"]
+    runs = launch(folder, tmp_path / "out", *flags)
     # 48 images, half of them for each group, 8 an update.
     assert [len(run.lines()) for run in runs] == [6, 6]
+    images, targets = images_of(folder / "train")
+    # The cut is the same for all seeds.
+    halves = np.random.default_rng(np.random.SeedSequence([3])).permutation(48).reshape(2, 24)
+    for group, (run, half) in enumerate(zip(runs, halves, strict=True)):
+        seed = 1 + SEED_STEP * group
+        first = np.sort(half)[permutation(seed, 1, 24)[:8]]
+        logits = resnet8(images[first], untrained(seed).state_dict(), {})
+        nll = torch.nn.functional.cross_entropy(logits, targets[first]).item() / math.log(2)
+        assert run.lines()[0]["nll_loss"] == pytest.approx(nll, rel=1e-5)
     alone = train(folder, tmp_path / "alone", "--epochs", "2", "--lr", "0.01")
     more = train(
         folder,
