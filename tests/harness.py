@@ -147,3 +147,10 @@ def distance(weights: dict[str, torch.Tensor], reference: dict[str, torch.Tensor
 def column(lines: Sequence[dict], key: str) -> list[float]:
     """One metric of all log lines."""
     return [line[key] for line in lines]
+
+
+def keys(document: object) -> set[str]:
+    """Every key of a JSON document, at any depth."""
+    if isinstance(document, dict):
+        return set(document).union(*map(keys, document.values()))
+    return set().union(*map(keys, document)) if isinstance(document, list) else set()

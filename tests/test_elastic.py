@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from faults import SLOW_MODEL, Watch
-from harness import CODISTILL, Run, finish, start
+from harness import CODISTILL, SEED_STEP, Run, finish, start
 
 INTERVAL = 50
 UPDATES = 800
@@ -13,7 +13,7 @@ UPDATES = 800
 def flags(exchange, group: int, groups: int, *more: str) -> list[str]:
     return [
         *[*CODISTILL, "--codistill-dir", str(exchange), "--codistill-num-groups", str(groups)],
-        *["--codistill-group", str(group), "--seed", str(1 + 1000003 * group)],
+        *["--codistill-group", str(group), "--seed", str(1 + SEED_STEP * group)],
         *["--codistill-interval", str(INTERVAL), "--optimizer", "adam", "--lr", "0.001"],
         *["--disable-validation", *more],
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import BIN, CODISTILL, PLUGIN, SETTINGS, Run, environment, equal, train
+from harness import BIN, CODISTILL, PLUGIN, SEED_STEP, SETTINGS, Run, environment, equal, train
 
 ADAM = "--optimizer adam --lr 0.01".split()
 
@@ -71,7 +71,7 @@ def test_two_groups_codistil(corpus, tmp_path):
             tmp_path,
             corpus,
             folder,
-            *[*shared, f"++task.codistill_group={i}", f"++common.seed={1 + 1000003 * i}"],
+            *[*shared, f"++task.codistill_group={i}", f"++common.seed={1 + SEED_STEP * i}"],
         )
         for i, folder in enumerate(folders)
     ]

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from faults import workers
 from harness import BIN, CODISTILL, TINY, environment
 
 
@@ -34,19 +35,6 @@ def start(
         text=True,
         env=environment(**(env or {})),
     )
-
-
-def workers(out: Path, group: int) -> list[int]:
-    """The processes that train a group."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(out / f"group-{group}").encode() in arguments:
-            found.append(int(process.name))
-    return found
 
 
 def processes(out: Path) -> dict[int, str]:

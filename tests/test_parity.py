@@ -1,7 +1,7 @@
 """Without a peer's term, training is fairseq's own, digit for digit."""
 
 import pytest
-from harness import CODISTILL, PLAIN, column, equal, finish, start, train
+from harness import CODISTILL, PLAIN, SEED_STEP, column, equal, finish, start, train
 
 REALISTIC = (
     "--optimizer adam --lr 0.005 --dropout 0.2 --update-freq 2 --clip-norm 0.5 --weight-decay 1e-4"
@@ -35,7 +35,7 @@ def test_alpha_0_is_fairseqs_cross_entropy_for_each_group(corpus, tmp_path, plai
     flags += ["--codistill-dir", str(tmp_path / "exchange"), "--codistill-interval", "5"]
     flags += ["--codistill-mode", mode]
     folders = [tmp_path / "0", tmp_path / "1"]
-    seeds = ["1", "1000004"]
+    seeds = ["1", str(1 + SEED_STEP)]
     processes = [
         start(corpus, folder, *flags, "--codistill-group", str(i), "--seed", seeds[i])
         for i, folder in enumerate(folders)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import keys
 from matplotlib.image import imread
 from written_runs import Writer, refusal, report, write_run, write_scores
 
@@ -262,12 +263,6 @@ def test_the_raw_numbers(written):
     assert both["spreads"]["alpha"]["max"] == 0.5
     assert both["models"][0]["curves"]["valid_nll"]["updates"] == [10, 20, 30, 40]
     assert plain["models"][0]["curves"]["alpha"] == {"updates": [], "values": []}
-
-    def keys(value):
-        if isinstance(value, dict):
-            return set(value).union(*map(keys, value.values()))
-        return set().union(*map(keys, value)) if isinstance(value, list) else set()
-
     for key in keys(document):
         assert re.search(rf"\b{key}\b", KEYS), key
 
