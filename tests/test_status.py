@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from harness import BIN, SEED_STEP, environment, launch
+from harness import BIN, LOCKSTEP, SEED_STEP, environment, keys, launch
 from servers import s3_server
 
 from fairseq_codistill import cli
@@ -25,9 +25,9 @@ NOW = 1_800_000_000.0
 
 @pytest.fixture(scope="module")
 def out(corpus, tmp_path_factory):
-    """The OUT of two groups that have trained to their end."""
+    """The OUT of two groups that have trained to their end, in lockstep: it is known with what."""
     folder = tmp_path_factory.mktemp("status") / "out"
-    launch(corpus, folder, "--codistill-interval", "5", "--disable-validation")
+    launch(corpus, folder, *LOCKSTEP, "--codistill-interval", "5", "--disable-validation")
     return folder
 
 
@@ -98,9 +98,8 @@ def test_a_run_that_has_finished(out, capsys):
         size = (out / f"exchange/group-{index}/0000000020.safetensors").stat().st_size
         assert group["snapshot"]["bytes"] == size
         assert 0 <= group["snapshot"]["age"] < 600
-        for peer in group["peers"]:
-            assert peer["group"] == 1 - index
-            assert peer["staleness"] == 20 - peer["update"]
+        # Updates 16 to 20 were made with the peer's snapshot of update 15, and none after it.
+        assert group["peers"] == [{"group": 1 - index, "update": 15, "staleness": 5}]
     assert named[0]["launch"]["groups"] == 2
     assert [one["launch"] for one in named[1:]] == [None, None]
     assert [[run["run_id"] for run in one["runs"]] for one in named] == [[run["run_id"]]] * 3
@@ -114,17 +113,12 @@ def test_the_table_of_a_real_run(out):
         *["group", "state", "update", "epoch", "restarts", "staleness", "newest", "size", "age"]
     ]
     for index, line in enumerate(lines[5:]):
-        pattern = rf" +{index}  finished +20 +\d+ +0  (\d: -?\d+|-) +20  \d+ kB +\d+ (s|min)"
+        pattern = rf" +{index}  finished +20 +\d+ +0  {1 - index}: 5 +20  \d+ kB +\d+ (s|min)"
         assert re.fullmatch(pattern, line), line
     assert len(lines) == 7
 
 
 def test_every_key_is_documented_in_help(out, capsys):
-    def keys(value):
-        if isinstance(value, dict):
-            return set(value).union(*map(keys, value.values()))
-        return set().union(*map(keys, value)) if isinstance(value, list) else set()
-
     found = keys(document(capsys, out))
     with pytest.raises(SystemExit):
         cli.main(["status", "--help"])
