@@ -1,10 +1,14 @@
 """Lockstep is reproducible and resumes exactly."""
 
+import re
+
 import pytest
 from harness import LOCKSTEP, equal, launch
 
 # Adam and dropout, so that a resumed run needs all of its state.
 FLAGS = [*LOCKSTEP, *"--codistill-interval 5 --optimizer adam --lr 0.01 --dropout 0.1".split()]
+# An epoch has 23 updates, or half as many with two workers: the run ends in a later one.
+FLAGS += ["--max-update", "30"]
 
 
 @pytest.fixture(
@@ -29,12 +33,18 @@ def test_two_runs_end_with_the_same_bits(corpus, tmp_path, unbroken):
 
 @pytest.mark.parametrize(
     "stop",
-    [pytest.param(10, id="on-a-multiple-of-T", marks=pytest.mark.full), pytest.param(13, id="off")],
+    [
+        pytest.param(10, id="on-a-multiple-of-T", marks=pytest.mark.full),
+        pytest.param(13, id="off", marks=pytest.mark.full),
+        pytest.param(26, id="off-in-a-later-epoch"),
+    ],
 )
 def test_a_resumed_run_equals_an_unbroken_one(corpus, tmp_path, unbroken, stop):
     workers, runs = unbroken
     launch(corpus, tmp_path, *FLAGS, "--max-update", str(stop), workers=workers)
     resumed = launch(corpus, tmp_path, *FLAGS, workers=workers)
     for run, same in zip(runs, resumed, strict=True):
-        assert f"@ {stop} updates)" in same.log, "it did not resume"
+        resumed = re.search(rf"\(epoch (\d+) @ {stop} updates\)", same.log)
+        assert resumed is not None, "it did not resume"
+        assert stop < 26 or int(resumed[1]) > 1, "it resumed in its first epoch"
         assert equal(run.weights(), same.weights())
