@@ -229,7 +229,29 @@ def test_a_second_signal_kills_at_once(tmp_path):
         assert_gone(pid)
 
 
-def test_a_signal_while_a_group_waits_for_its_restart(tmp_path):
+def test_a_group_that_waits_for_its_restart_can_be_stopped(tmp_path):
+    guard = Guard()
+    patience = Patience(backoff=1000.0)
+    view = LiveView(io.StringIO())
+    (group,) = groups(tmp_path, [[TRAINED + "exit 1"]], patience, view, guard)
+    deadline = time.monotonic() + 60
+    while (group.state, group.restarts) != (State.WAITING, 1):
+        assert time.monotonic() < deadline, f"it is {group.state.value}, not waiting"
+        group.step(time.monotonic())
+        time.sleep(0.02)
+
+    def started(_restarts):
+        raise AssertionError("it was started again")
+
+    group._start = started
+    group.stop(time.monotonic())
+    # By then its restart would be due.
+    group.step(time.monotonic() + 2000)
+    assert group.state is State.STOPPED
+    guard.close()
+
+
+def test_a_signal_when_a_group_has_just_died(tmp_path):
     supervisor = Supervisor(tmp_path, TRAINED + "echo x > $HOME/died; exit 1", "sleep 60")
     wait_for(tmp_path / "group-0/died")
     supervisor.send(signal.SIGTERM)
@@ -341,14 +363,17 @@ def test_a_start_may_take_its_time(tmp_path, monkeypatch):
 
 
 def test_in_lockstep_nobody_is_killed_for_waiting(tmp_path):
-    """Group 0 waits for update 3 of group 1, which hangs at 2 and begins again at 1."""
+    """Group 0 waits for update 9 of group 1, which hangs at 8 and begins again at 1."""
     there = tmp_path / "there"
-    waiting = TRAINED + updates("1 2 3") + f"while ! test -e {there}; do sleep 0.1; done"
-    catching_up = f"{updates('1 2 3', 1.2)} touch {there}"
-    hanging = TRAINED + updates("1 2") + ONCE + "kill -STOP $$; " + TRAINED + catching_up
-    status, states, said = run(tmp_path, waiting, hanging, hang_timeout=2.0, lockstep=True)
+    before = "1 2 3 4 5 6 7 8"
+    waiting = TRAINED + updates(before + " 9", 0.05)
+    waiting += f"while ! test -e {there}; do sleep 0.1; done"
+    # Longer than the timeout in all, and each update much shorter.
+    catching_up = f"{updates(before + ' 9', 0.5)} touch {there}"
+    hanging = TRAINED + updates(before, 0.05) + ONCE + "kill -STOP $$; " + TRAINED + catching_up
+    status, states, said = run(tmp_path, waiting, hanging, hang_timeout=4.0, lockstep=True)
     assert (status, states) == (0, [State.FINISHED] * 2)
-    assert "group 1 has made no update for 2 s; restart 1 of 2" in said
+    assert "group 1 has made no update for 4 s; restart 1 of 2" in said
     assert said.count("has made no update") == 1
 
 
