@@ -39,6 +39,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import free_port
+
 BUCKET = "exchange"
 PATIENCE_SECONDS = 90
 
@@ -118,13 +120,6 @@ def proxy_to(address: str, folder: Path) -> Iterator[Proxy]:
     finally:
         process.kill()
         process.communicate()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def make_bucket(address: str, bucket: str = BUCKET) -> bool:

@@ -5,16 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from harness import CODISTILL, TINY, Run, environment
+from ports import free_port
 
 
 def test_spawned_workers_train_and_publish(corpus, tmp_path):
-    port = 20000 + int(torch.randint(20000, ()).item())
     flags = [
         *["--codistill-num-groups", "2", "--codistill-dir", str(tmp_path / "exchange")],
         *["--codistill-interval", "5", "--distributed-world-size", "2"],
-        *["--distributed-init-method", f"tcp://localhost:{port}"],
+        *["--distributed-init-method", f"tcp://localhost:{free_port()}"],
         *["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"],
         *["--save-dir", str(tmp_path)],
     ]

@@ -3,12 +3,12 @@
 import os
 import shlex
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 from harness import BIN, CODISTILL, LOCKSTEP, SEED_STEP, TINY, Run, environment, equal, launch
+from ports import free_port
 
 LOCKSTEP_OF_FIVE = [*CODISTILL, *LOCKSTEP, "--codistill-interval", "5", "--disable-validation"]
 # What fairseq does not find out by itself on CPU; the shell that torchrun starts knows the rest.
@@ -16,12 +16,6 @@ CPU_WORLD = [
     *["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-no-spawn"],
     *["--distributed-init-method", "env://"],
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def start_node(corpus: Path, out: Path, group: int, node: int, port: int) -> subprocess.Popen:

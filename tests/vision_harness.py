@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import pytest
 import torch
 from harness import BIN, Run, environment
 from PIL import Image
+from ports import free_port
 
 from fairseq_codistill.vision import models
 from fairseq_codistill.vision.__main__ import main
@@ -48,12 +48,6 @@ def write_images(
                 pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i:03d}.png")
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def worlds(workers: int) -> list[dict[str, str]]:
