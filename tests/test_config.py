@@ -59,3 +59,17 @@ def test_lockstep_keeps_all_unless_told_otherwise():
     assert CodistillationConfig().keep == 3
     assert CodistillationConfig(codistill_mode="lockstep").keep == 0
     assert CodistillationConfig(codistill_mode="lockstep", codistill_keep=2).keep == 2
+
+
+def test_alpha_is_what_the_settings_say():
+    alpha = CodistillationConfig(
+        codistill_alpha=0.2,
+        codistill_alpha_schedule="step",
+        codistill_alpha_step=0.3,
+        codistill_alpha_milestones=[2, 4],
+        codistill_alpha_max=0.6,
+        codistill_burn_in=3,
+    ).alpha_schedule()
+    # 0.8 after both milestones, but for the cap.
+    assert [alpha(epoch, 3) for epoch in (1, 2, 3, 5)] == pytest.approx([0.2, 0.2, 0.5, 0.6])
+    assert [alpha(epoch, 2) for epoch in (1, 5)] == [0, 0]
