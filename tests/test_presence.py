@@ -93,6 +93,25 @@ def test_an_exchange_that_cannot_be_written_is_no_claim(tmp_path):
         make(Store(str(tmp_path / "exchange")), "one").claim()
 
 
+def test_an_exchange_that_does_not_answer_holds_nobody_up(store, monkeypatch, caplog):
+    answer, read = threading.Event(), Store.read
+
+    def hangs(self, *args):
+        answer.wait(60)
+        return read(self, *args)
+
+    monkeypatch.setattr(presence, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(Store, "read", hangs)
+    with pytest.raises(TimeoutError, match="no answer within"):
+        make(store, "one").claim()
+    restart = make(store, "one")
+    restart.claim(needed=False)
+    answer.set()
+    assert "(TimeoutError: no answer within" in caplog.text
+    assert "training goes on without it" in caplog.text
+    restart.release(finished=False)
+
+
 def test_nothing_comes_after_the_farewell(store, monkeypatch):
     first = make(store, "one")
     first.claim()

@@ -1,13 +1,14 @@
 """Which snapshots a group uses: async agrees among its workers, lockstep waits or stops."""
 
+import threading
 import time
 
 import pytest
-import torch
 from test_exchange import VOCABULARY, draft
 from torch import distributed as dist
 from torch import multiprocessing
 
+from fairseq_codistill.codistillation import sources
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource
 from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import (
@@ -17,6 +18,7 @@ from fairseq_codistill.exchange import (
     PeerUnusable,
     Presence,
     Reader,
+    SnapshotMissing,
     SnapshotRejected,
     Store,
     prefetcher,
@@ -37,7 +39,7 @@ def reader(exchange):
     return Reader(exchange, seed=1, vocabulary=VOCABULARY)
 
 
-def taken_within(source, seconds=5.0, update=50):
+def taken_within(source, seconds=60.0, update=50):
     """Ask at boundary after boundary until something is given."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -68,6 +70,30 @@ def test_async_goes_on_with_what_it_had_when_a_snapshot_does_not_fit(exchange, c
     source.refuse(snapshot[0], SnapshotRejected("its tensors do not fit"))
     assert "peer 1: snapshot of update 10 rejected: its tensors do not fit" in caplog.text
     assert taken_within(source, seconds=0.2) == []
+
+
+def test_async_gets_over_an_exchange_that_cannot_be_read_for_a_while(exchange, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    exchange.publish(draft(10))
+    everything = reader(exchange)
+    newest = everything.newest
+    failures = iter([OSError("no route"), OSError("no route")])
+
+    def fails_twice(*args):
+        for failure in failures:
+            raise failure
+        return newest(*args)
+
+    monkeypatch.setattr(everything, "newest", fails_twice)
+    source = AsyncSource(everything, Workers(timeout=10), [1])
+    assert taken_within(source) == [(1, 10)]
+    source.stop()  # it has said all by then
+    failed = "looking for snapshots of peer 1 failed (OSError: no route); trying again in"
+    assert [line for line in caplog.messages if "of peer 1" in line] == [
+        f"{failed} 0.02 s",
+        f"{failed} 0.04 s",
+        "the snapshots of peer 1 can be read again",
+    ]
 
 
 def test_the_longer_nothing_comes_the_rarer_it_is_looked_for(exchange, monkeypatch):
@@ -139,7 +165,16 @@ def test_lockstep_does_not_wait_for_a_peer_that_has_finished(exchange):
         lockstep(exchange).take(20)
 
 
-def agree(rank, size, port, folder, queue):
+def test_lockstep_does_not_wait_for_an_exchange_that_hangs(exchange, monkeypatch):
+    answer = threading.Event()
+    monkeypatch.setattr(sources, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(Reader, "read", lambda *_: answer.wait(60))
+    with pytest.raises(ExchangeError, match="peer 1 at update 10 .* be read: no answer within"):
+        lockstep(exchange, timeout=0.1).take(10)
+    answer.set()
+
+
+def agree(rank, size, meet, folder, queue):
     """One worker of a group: takes at boundary after boundary, in step with the others."""
     prefetcher.POLL_SECONDS = 0.02
     exchange = Exchange(Store(folder), "run")
@@ -152,8 +187,7 @@ def agree(rank, size, port, folder, queue):
             return original(group, 999 if update == 20 else update)
 
         exchange.manifest = manifest
-    address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", init_method=address, world_size=size, rank=rank)
+    dist.init_process_group("gloo", init_method=meet, world_size=size, rank=rank)
     source = AsyncSource(reader(exchange), Workers(timeout=30), [1, 2])
     swaps = []
     for boundary in range(300):
@@ -171,22 +205,52 @@ def agree(rank, size, port, folder, queue):
     dist.destroy_process_group()
 
 
-def test_workers_swap_to_the_same_file_at_the_same_boundary(exchange, tmp_path):
-    exchange.publish(draft(10, group=2))
-    exchange.publish(draft(20, group=1))
+def by_workers(act, size, folder):
+    """What each of a group's workers says of itself."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    size = 3
-    port = 20000 + int(torch.randint(20000, ()).item())
+    meet = f"file://{folder}/meet"
     processes = [
-        context.Process(target=agree, args=(rank, size, port, str(tmp_path), queue))
+        context.Process(target=act, args=(rank, size, meet, str(folder), queue), daemon=True)
         for rank in range(size)
     ]
     for process in processes:
         process.start()
-    swaps = dict(queue.get(timeout=120) for _ in processes)
+    said = dict(queue.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
+    return said
+
+
+def test_workers_swap_to_the_same_file_at_the_same_boundary(exchange, tmp_path):
+    exchange.publish(draft(10, group=2))
+    exchange.publish(draft(20, group=1))
+    swaps = by_workers(agree, 3, tmp_path)
     assert swaps[0] == swaps[1] == swaps[2]
     # Update 20 of peer 1 could not be read by all, so nobody used it.
     assert [swap[1:3] for swap in swaps[0]] == [(2, 10), (1, 30)]
+
+
+def wait_in_lockstep(rank, size, meet, folder, queue):
+    """One worker of a group; the second of them sees no snapshot."""
+    dist.init_process_group("gloo", init_method=meet, world_size=size, rank=rank)
+    source = lockstep(Exchange(Store(folder), "run"))
+
+    def nothing(peer, update):
+        raise SnapshotMissing(f"of peer {peer}, at update {update}")
+
+    if rank == 1:
+        source._reader.read = nothing
+    try:
+        said = f"took {len(source.take(10))} snapshots"
+    except ExchangeError as error:
+        said = str(error)
+    queue.put((rank, said))
+    dist.destroy_process_group()
+
+
+def test_no_worker_goes_on_in_lockstep_without_one_that_cannot_read(exchange, tmp_path):
+    exchange.publish(draft(10))
+    said = by_workers(wait_in_lockstep, 2, tmp_path)
+    assert said[0] == "another worker could not read the snapshots of update 10"
+    assert said[1].startswith("--codistill-timeout 0.3: no snapshot of peer 1 at update 10")
