@@ -21,6 +21,8 @@ from faults import Watch, send, start_launch, workers
 from servers import Proxy
 from vandal import OVERWRITES, Record, Vandal, exchange
 
+from fairseq_codistill.exchange import prefetcher
+
 GROUPS = 3
 INTERVAL = 25
 TRAINING = """
@@ -31,6 +33,8 @@ TRAINING = """
 
 # Damage to one snapshot; the others keep the exchange for that.
 DAMAGE = ("truncate", "overwrite")
+# Updates that a group makes while nothing is wrong, and uses a snapshot that is there.
+SOON = 4 * INTERVAL
 # Divergences are around 0.1; with damaged weights they have many digits.
 WORST_DIVERGENCE = 100.0
 # What differs between two rejections for one reason.
@@ -65,6 +69,8 @@ class Fault:
         begin: when it was done.
         what: it, in words.
         victims: groups whose own training it stops.
+        owner: whose snapshot it damages, if it does.
+        update: of that snapshot.
         end: when its cause was over.
         recovered: gives when all was as before; None if it is not yet.
         recovery: seconds from ``end`` to then; None if training was over before.
@@ -75,6 +81,8 @@ class Fault:
     begin: float
     what: str = ""
     victims: tuple[int, ...] = ()
+    owner: int | None = None
+    update: int = 0
     end: float = math.inf
     recovered: Callable[[], float | None] = lambda: None
     recovery: float | None = None
@@ -317,6 +325,7 @@ class Run:
                 model = f"group-{owner}/{older:010d}" + name.removeprefix(stem)
                 fault.what = self._vandal.overwrite(name, model, self._rng, how)
         fault.what = fault.what or f"{name} was to be damaged, but had gone"
+        fault.owner, fault.update = owner, update
         fault.begin = fault.end = time.monotonic()
         fault.recovered = lambda: self._used_again(owner, update, fault.end)
 
@@ -411,10 +420,26 @@ class Run:
         """Whether a fault should have been recovered from and was not."""
         if fault.recovered() is not None:
             return False
-        if fault.kind in DAMAGE:
-            # Nobody may be left who could use another one.
-            return all(not self._finished(group) for group in range(GROUPS))
+        if fault.owner is not None:
+            return self._passed_over(fault.owner, fault.update)
         return True
+
+    def _passed_over(self, owner: int, update: int) -> bool:
+        """Whether a later snapshot of a group was there when nothing was wrong any more, and
+        another group went on training without it."""
+        # Who could not read a store looks at it more rarely for a while.
+        rarely = prefetcher.LONGEST_PAUSE_SECONDS
+        calm = max(f.end + (rarely if f.kind.startswith("store") else 0) for f in self.faults)
+        later = [
+            event.time
+            for event in self.watch.of(owner, "published", since=calm)
+            if int(event.fields[0]) > update
+        ]
+        return bool(later) and any(
+            len(self.watch.of(group, "update", since=later[0])) >= SOON
+            for group in range(GROUPS)
+            if group != owner
+        )
 
     def _report(self, over: bool = False) -> None:
         now = time.monotonic()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import chaos
 import pytest
+from chaos_run import SOON, Fault, Run
+from faults import Watch
 
 SCRIPT = Path(__file__).parent / "chaos.py"
 
@@ -41,6 +43,35 @@ def test_nll_within_the_spread_is_told_from_nll_that_is_not():
     text, problems = chaos.compare_nll(calm, [[1.39, 1.39, 1.39], [1.38, 1.39, 1.39]])
     assert "same seed: +0.0800, +0.0900" in text
     assert ["the mean NLL with faults, 1.3883" in problem for problem in problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("published", "used", "updates", "is_open"),
+    [
+        (75, None, SOON, True),
+        (75, 50, SOON, True),
+        (75, 75, SOON, False),
+        (50, None, SOON, False),  # nobody could use a later one
+        (75, None, SOON - 1, False),  # training was over before it could be
+    ],
+)
+def test_after_damage_to_a_snapshot_later_ones_are_used(published, used, updates, is_open):
+    run = object.__new__(Run)
+    run.watch = Watch({})
+    fault = Fault("truncate", begin=10, end=10, owner=1, update=50)
+    fault.recovered = lambda: run._used_again(1, 50, since=10)
+    run.faults = [fault]
+    digest = 16 * "a"
+    run.watch._note(11, 1, f"| published snapshot of update {published}, sha256 {digest}")
+    if used is not None:
+        line = f"| peer 1 refreshed: update {used}, sha256 {digest}, from update 80 on"
+        run.watch._note(12, 2, line)
+    for update in range(updates):
+        run.watch._note(13, 0, f'| train_inner | {{"num_updates": "{update}"}}')
+    assert run._is_open(fault) is is_open
+    # Nobody is to blame for what was not used while the store was in trouble.
+    run.faults.append(Fault("store refuses", begin=9, end=12))
+    assert not run._is_open(fault)
 
 
 @pytest.mark.parametrize("kind", ["folder", "S3 bucket"])
