@@ -128,7 +128,9 @@ class Membership:
                 return
             if update == 0:
                 # Whether or not the exchange answers, training begins.
-                threading.Thread(target=self._warn_of_a_former_life, daemon=True).start()
+                threading.Thread(
+                    target=self._warn_of_a_former_life, name="codistill-former-life", daemon=True
+                ).start()
             # Nobody wants to learn from random weights, but a resumed model is worth having.
             due = update > 0
         if not due or self._published == update:
