@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,14 @@ class Run:
     def weights(self, name: str = "checkpoint_last.pt") -> dict[str, torch.Tensor]:
         """The model in a checkpoint."""
         return self.checkpoint(name)["model"]
+
+
+def eventually(condition: Callable[[], bool], why: str, seconds: float = 60) -> None:
+    """Wait until a condition holds; ``why`` says what did not happen if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{why} within {seconds:g} s"
+        time.sleep(0.02)
 
 
 def environment(**extra: str) -> dict[str, str]:
