@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import ModuleProxyWrapper
-from harness import CODISTILL, MODEL, SETTINGS, TINY
+from harness import CODISTILL, MODEL, SETTINGS, TINY, eventually
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +18,10 @@ from fairseq_codistill.codistillation import comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig
 from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
 from fairseq_codistill.tasks import _models
-from fairseq_codistill.tasks.codistill_translation import vocabulary_digest
+from fairseq_codistill.tasks.codistill_translation import (
+    CodistillTranslationConfig,
+    vocabulary_digest,
+)
 
 LSTM = """--arch lstm --encoder-embed-dim 16 --encoder-hidden-size 16 --decoder-embed-dim 16
     --decoder-hidden-size 16 --decoder-out-embed-dim 16""".split()
@@ -105,10 +107,13 @@ def groups(corpus, tmp_path):
         made.append(student)
         codistillation = student.task.codistillation
         codistillation.at_boundary(50, epoch=1)
-        deadline = time.monotonic() + 20
-        while live and len(codistillation.peers) < peers and time.monotonic() < deadline:
-            time.sleep(0.02)
+
+        def all_live():
             codistillation.at_boundary(50, epoch=1)
+            return len(codistillation.peers) == peers
+
+        if live:
+            eventually(all_live, f"not all of {peers} peers were live")
         return student, others
 
     yield make
@@ -153,6 +158,38 @@ def test_the_loss_is_the_formula(groups, caplog, arch, form):
     assert divergence > 1e-3 * nll
     (said,) = [m for m in caplog.messages if m.startswith("divergence: computed in the")]
     assert ("the model gives its logits alone" in said) == (arch in ("lstm", "lightconv"))
+
+
+TEMPERATURE = 2.0
+
+
+def temperate_kl(student, peer):
+    p, q = (F.log_softmax(logits / TEMPERATURE, dim=1) for logits in (peer, student))
+    return TEMPERATURE**2 * (p.exp() * (p - q)).sum(dim=1)
+
+
+def centered_logit_mse(student, peer):
+    student, peer = (logits - logits.mean(dim=1, keepdim=True) for logits in (student, peer))
+    return (peer - student).square().mean(dim=1)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "formula", "form"),
+    [
+        ("kl", temperate_kl, "naive"),
+        ("kl", temperate_kl, "chunked"),
+        ("centered-logit-mse", centered_logit_mse, "naive"),
+        ("centered-logit-mse", centered_logit_mse, "factored"),
+        ("centered-logit-mse", centered_logit_mse, "chunked"),
+    ],
+)
+def test_the_divergence_is_the_one_asked_for(groups, divergence, formula, form):
+    asked = ["--codistill-divergence", divergence, "--codistill-temperature", str(TEMPERATURE)]
+    student, (peer,) = groups(*asked, *FORMS[form], "--dropout", "0", peer_flags=[])
+    student.model.train()
+    log = student.criterion(student.model, student.sample)[2]
+    truth = formula(student.logits(), peer.logits()).sum().item()
+    assert log["codistill_loss"].item() == pytest.approx(truth, rel=1e-4)
 
 
 def gradients(student):
@@ -206,10 +243,12 @@ def test_products_are_made_anew_with_new_weights(groups):
             parameter.add_(0.1)
     peer.model.decoder.output_projection.weight.data.add_(0.2)
     peer.publish(codistillation._reader.exchange, group=1, update=51)
-    deadline = time.monotonic() + 20
-    while codistillation.peers[0].update != 51 and time.monotonic() < deadline:
-        time.sleep(0.02)
+
+    def swapped():
         codistillation.at_boundary(52, epoch=1)
+        return codistillation.peers[0].update == 51
+
+    eventually(swapped, "the snapshot of update 51 was not taken")
     log = student.criterion(student.model, student.sample)[2]
     truth = (peer.logits() - student.logits()).square().mean(dim=1).sum().item()
     assert log["codistill_loss"].item() == pytest.approx(truth, rel=1e-4)
@@ -389,11 +428,12 @@ def test_a_snapshot_that_does_not_fit_its_model_is_left_out(
     monkeypatch.setattr(_models, "describe", lambda cfg: describe(cfg) | broken if broken else {})
     student, _ = groups(live=False)
     codistillation = student.task.codistillation
-    deadline = time.monotonic() + 20
-    while reason not in caplog.text and time.monotonic() < deadline:
+
+    def refused():
         codistillation.at_boundary(50, epoch=1)
-        time.sleep(0.02)
-    assert reason in caplog.text
+        return reason in caplog.text
+
+    eventually(refused, "the snapshot was not refused for that reason")
     assert codistillation.peers == []
     student.model.train()
     loss, _, log = student.criterion(student.model, student.sample)
@@ -446,8 +486,10 @@ def test_bad_input_ends_in_one_sentence_and_status_2(corpus, capsys, flags, says
 def test_every_flag_is_documented_and_belongs_to_the_task(corpus):
     parser = options.get_training_parser()
     with contextlib.redirect_stdout(io.StringIO()):
-        options.parse_args_and_arch(parser, [str(corpus), *TINY, *CODISTILL])
+        args = options.parse_args_and_arch(parser, [str(corpus), *TINY, *CODISTILL])
     fields = CodistillationConfig.__dataclass_fields__
+    assert fields.keys() <= vars(args).keys()
+    assert fields.keys() <= CodistillTranslationConfig.__dataclass_fields__.keys()
     assert all(field.metadata.get("help") for field in fields.values())
     assert all(name.startswith("codistill_") for name in fields)
 
