@@ -5,7 +5,7 @@ from harness import LOCKSTEP, column, distance, launch
 from reference import algorithm_1
 
 UPDATES = 24
-
+CHANGES = ("first_seen", "refreshed", "stale", "back", "rejected", "skipped")
 
 FACTORED = ["--codistill-head", "factored"]
 STAR = {0: [1, 2], 1: [0], 2: [0]}
@@ -59,9 +59,15 @@ def test_real_groups_equal_the_single_process_reference(
             ours, true = column(lines[::step], key), column(truth[::step], key)
             assert ours == pytest.approx(true, abs=tolerance), key
         assert set(column(lines[::every], "codistill_staleness")) == {0}
-        assert set(column(lines, "codistill_peers")) == {
-            len(listens_to[i]) if listens_to else n - 1
-        }
+        peers = len(listens_to[i]) if listens_to else n - 1
+        assert set(column(lines, "codistill_peers")) == {peers}
+        # Every f_j is there before the first update and another one before each that follows,
+        # whatever the number of workers and of micro-batches.
+        happened = {change: sum(column(lines, f"codistill_{change}")) for change in CHANGES}
+        expected = {"first_seen": peers, "refreshed": peers * (UPDATES - 1)}
+        assert happened == dict.fromkeys(CHANGES, 0) | expected
+        # Each of them was waited for and read.
+        assert sum(column(lines, "codistill_stall")) > 0
         # The run spans several epochs, so that a growing alpha was compared, and D was not 0.
         assert lines[-1]["epoch"] > 1
         assert min(column(truth[::every], "codistill_loss")) > 1e-3
