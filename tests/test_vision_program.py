@@ -130,8 +130,7 @@ def test_the_best_checkpoint_is_the_first_with_the_best_validation(tmp_path):
     lines = [line for part in parts for line in part.lines("valid")]
     top1 = column(lines, "top1")
     best = top1.index(max(top1))
-    assert best == 1, top1
-    assert top1[best] in top1[2:], "no later one is as good"
+    assert top1[best] in top1[best + 1 :], "no later one is as good"
     saved = parts[1].checkpoint("checkpoint_best.pt")
     assert saved["update"] == lines[best]["num_updates"]
     assert saved["best"] == pytest.approx(max(top1), rel=1e-5)

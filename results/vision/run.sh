@@ -124,8 +124,8 @@ tidy() {
 
 # --- the experiments ------------------------------------------------------------------------------
 
-# Each model by itself: what a group's smaller batch makes without codistillation.
 CONSTANT=(--codistill-alpha-schedule constant)
+# Each model by itself: what a group's smaller batch makes without codistillation.
 WITHOUT_PEERS=(--codistill-alpha 0 "${CONSTANT[@]}")
 # D is a mean over the classes, so with 10 of them its gradient is sqrt(100) times as long as with
 # ImageNet's 1000 for logits as far apart: this much here weighs as the paper's 1.
