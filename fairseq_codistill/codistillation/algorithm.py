@@ -39,8 +39,9 @@ from fairseq_codistill.exchange import (
     warn_of_short,
 )
 from fairseq_codistill.objective import Output, weight
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 import torch
@@ -23,11 +22,12 @@ from fairseq_codistill.objective import (
     factored_logit_mse,
     own,
 )
+from fairseq_codistill.records import get_logger
 
 # Whoever the student is compared with.
 Other = Peer | Teacher
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # With so many logits in a batch, the passes over them cost as much as products of half of d more
 # tokens would (benchmarks/loss_head.py).

@@ -5,7 +5,6 @@ Only a group's leader has one; it is the group's one writer to the exchange.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -29,8 +28,9 @@ from fairseq_codistill.exchange import (
     Publisher,
     read_alive,
 )
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # At the end, how long to wait for the last snapshot to be published (the group's other workers
 # wait too); how long while attempts fail; and how long if the process ends early.

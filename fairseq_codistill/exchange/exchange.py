@@ -8,7 +8,6 @@ group-0/alive.json               see ``presence``
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Mapping
@@ -22,8 +21,9 @@ from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest, check_size
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MANIFEST_NAME = re.compile(r"([0-9]{10})\.json")
 

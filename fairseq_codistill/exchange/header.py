@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
-from fairseq_codistill.exchange.plain_json import is_text, is_whole, parse_object
+from fairseq_codistill.records.strict_json import is_text, is_whole, parse_object
 
 # Some hundred bytes a tensor.  Python takes several times this to hold it parsed.
 MAX_HEADER_BYTES = 4 * 1024 * 1024

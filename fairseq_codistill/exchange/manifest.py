@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
-from fairseq_codistill.exchange.plain_json import is_plain, is_text, is_whole, parse_object
 from fairseq_codistill.exchange.tensors import WIRE_DTYPES
+from fairseq_codistill.records.strict_json import is_plain, is_text, is_whole, parse_object
 
 FORMAT = 1
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
 from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
 from fairseq_codistill.exchange.exchange import Snapshot
 from fairseq_codistill.exchange.reader import Reader
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 POLL_SECONDS = 1.0
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fairseq_codistill.exchange.bounded import within
 from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
-from fairseq_codistill.exchange.plain_json import is_text, is_whole, parse_object
 from fairseq_codistill.exchange.store import Store
+from fairseq_codistill.records import get_logger
+from fairseq_codistill.records.heartbeat import NAME, Alive, parse_alive
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -26,80 +25,13 @@ HEARTBEAT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 LEAVE_SECONDS = 10.0
 
-# A process that has not written for this long, by the reader's clock, is taken for dead.
-FRESH_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Alive:
-    """What a group says of itself.
-
-    Attributes:
-        run_id: the run it takes part in.
-        nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
-        update: updates made so far.
-        time: when this was written, seconds since the epoch of Unix.
-        finished: training has reached its end, and the last snapshot is published.
-        running: False once the process has ended in an orderly way, finished or not.
-        seed: the group's seed, if it is told.
-        vocabulary: digest of its target vocabulary, if it is told.
-        restarts: how often it has been started again, as far as that was told.
-        epoch: the epoch, from 1, that training is in.
-        peers: the live peers -> the update of the snapshot in use.
-    """
-
-    run_id: str
-    nonce: str
-    update: int = 0
-    time: float = 0.0
-    finished: bool = False
-    running: bool = True
-    seed: int | None = None
-    vocabulary: str | None = None
-    restarts: int = 0
-    epoch: int = 1
-    peers: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def fresh(self) -> bool:
-        """Whether its process probably runs now."""
-        return self.running and time.time() - self.time < FRESH_SECONDS
-
-
-# What every sign of life says; the rest came later, and another implementation may not have it.
-ALWAYS = ("run_id", "nonce", "update", "time", "finished")
-_FIELDS = [field.name for field in dataclasses.fields(Alive)]
-
 
 def read_alive(store: Store, group: int) -> Alive | None:
-    """Give what a group last said; None if it said nothing that can be read."""
-    name = f"{group_folder(group)}/alive.json"
+    """Return what a group last said; None if it said nothing that can be read."""
     try:
-        fields = parse_object(store.read(name, MAX_MANIFEST_BYTES))
-        known = {name: fields[name] for name in ALWAYS} | {"running": not fields["finished"]}
-        known |= {name: fields[name] for name in _FIELDS if name in fields}
-        alive = Alive(**known)
-    except (OSError, SnapshotRejected, ValueError, KeyError, TypeError):
+        return parse_alive(store.read(f"{group_folder(group)}/{NAME}", MAX_MANIFEST_BYTES))
+    except (OSError, SnapshotRejected, ValueError):
         return None
-    return alive if _well_formed(alive) else None
-
-
-def _well_formed(alive: Alive) -> bool:
-    """Whether every field is of its kind; anybody who can write to the store can write this."""
-    return (
-        all(is_text(text, 0, 4096) for text in (alive.run_id, alive.nonce))
-        and (alive.vocabulary is None or is_text(alive.vocabulary, 0, 4096))
-        and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**63))
-        and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
-        and all(type(flag) is bool for flag in (alive.finished, alive.running))
-        and type(alive.time) in (int, float)
-        and 0 <= alive.time < 2**40
-        and type(alive.peers) is dict
-        and all(
-            peer.isascii() and peer.isdecimal() and is_whole(update, 0, 2**63)
-            for peer, update in alive.peers.items()
-        )
-    )
 
 
 class Presence:

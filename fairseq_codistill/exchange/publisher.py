@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 from fairseq_codistill.exchange.exchange import Draft, Exchange
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Seconds before a failed publication is tried again: doubled each time, up to the longest.
 FIRST_RETRY_SECONDS = 1.0

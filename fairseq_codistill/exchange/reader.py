@@ -9,8 +9,9 @@ from fairseq_codistill.exchange.errors import PeerUnusable, SnapshotMissing, Sna
 from fairseq_codistill.exchange.exchange import Exchange, Snapshot
 from fairseq_codistill.exchange.manifest import Manifest
 from fairseq_codistill.exchange.tensors import largest_decoded
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Of the tensors of a snapshot, if the group does not say what it can hold: 64 GiB.
 LARGEST_BYTES = 64 * 2**30

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
-import logging
 from collections.abc import Mapping
 
 from fairseq_codistill.exchange.errors import SnapshotRejected
 from fairseq_codistill.exchange.manifest import Manifest
+from fairseq_codistill.records import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 VARIABLE = "CODISTILL_KEY"
 # A signed manifest is all that is needed to try keys, as many a second as a computer can.

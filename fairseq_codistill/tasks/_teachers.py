@@ -1,7 +1,6 @@
 """Teachers from fairseq checkpoints: this user's own files, trusted as fairseq trusts them."""
 
 import argparse
-import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fairseq_codistill.codistillation import ConfigError, cuda_devices
+from fairseq_codistill.records import get_logger
 from fairseq_codistill.tasks import _models
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def load(path: str, task: TranslationTask, student: nn.Module) -> nn.Module:

@@ -27,10 +27,11 @@ from fairseq_codistill.codistillation import (
 )
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
+from fairseq_codistill.records import get_logger
 from fairseq_codistill.sentences import errors_as_sentences, exhaustion_is_final
 from fairseq_codistill.tasks import _models, _safe_globals, _teachers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _safe_globals.register()
 
