@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TextIO
 
 # Keys of fairseq's training lines, in the order of the live line, and what to call them there.
 SHOWN = {
@@ -35,12 +34,14 @@ class Progress:
     Attributes:
         values: the newest value of each key of ``SHOWN`` that was seen.
         trained: whether training has shown any result since the last ``restart``.
+        reached: the highest update since the last ``restart``.
         lines: lines so far, without those of the plugin itself, some of which come from threads
             that go on while training hangs.
     """
 
     values: dict[str, str] = field(default_factory=dict)
     trained: bool = False
+    reached: int | None = None
     lines: int = 0
 
     @property
@@ -52,6 +53,7 @@ class Progress:
     def restart(self) -> None:
         """Take what follows for a new start of the same group."""
         self.trained = False
+        self.reached = None
 
     def read_line(self, line: str) -> None:
         """Take in one line of fairseq's log, of ``--log-format`` simple or json."""
@@ -66,6 +68,8 @@ class Progress:
         elif kind in ("train", "train_inner", "valid"):
             self.trained = True
             self._take(kind, _parse(message))
+            if self.update is not None:
+                self.reached = max(self.update, self.reached or 0)
 
     def _take(self, kind: str, values: Mapping[str, str]) -> None:
         for key, value in values.items():
@@ -78,78 +82,60 @@ class Progress:
                 self.values[name] = value
 
 
-class LogReader:
-    """Reads what is appended to a log, and only that.
+BLOCK = 1 << 20
 
-    Args:
-        path: the log; it need not be there yet.
-        progress: takes in each line.
-    """
 
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._path = path
-        self._progress = progress
-        self._position = path.stat().st_size if path.exists() else 0
+class Lines:
+    """Interim."""
+
+    def __init__(self) -> None:
         self._rest = b""
 
-    def poll(self) -> None:
-        """Read the lines that are complete by now."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as log:
-            log.seek(self._position)
-            new = log.read()
-        self._position += len(new)
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        for line in lines:
-            self._progress.read_line(line.decode(errors="replace"))
+    def feed(self, block: bytes) -> list[str]:
+        """Interim."""
+        *lines, self._rest = (self._rest + block).split(b"\n")
+        self._rest = self._rest[-65536:]
+        return [line.decode(errors="replace") for line in lines]
 
 
-class LiveView:
-    """One line a group: redrawn in place on a terminal, otherwise printed now and then.
+class LogReader:
+    """Reads what a worker adds to its log, through a descriptor of the file it writes to.
 
     Args:
-        stream: where to.
-        every: seconds between two looks; the default suits the kind of stream.
+        descriptor: of the log; it is closed with the reader.
+        position: where to begin, in bytes.
+        progress: takes in each line.
+
+    Attributes:
+        readable: whether the last attempt to read has succeeded.
     """
 
-    def __init__(self, stream: TextIO, every: float | None = None) -> None:
-        self._stream = stream
-        self._terminal = stream.isatty()
-        self._every = every if every is not None else (1.0 if self._terminal else 10.0)
-        self._next = 0.0
-        self._drawn: list[str] = []
+    def __init__(self, descriptor: int, position: int, progress: Progress) -> None:
+        self.readable = True
+        self._descriptor = descriptor
+        self._position = position
+        self._progress = progress
+        self._lines = Lines()
 
-    def announce(self, text: str) -> None:
-        """Print ``text`` for good, above the live lines."""
-        self._clear()
-        self._stream.write(text.rstrip("\n") + "\n")
-        if self._terminal:
-            self._write(self._drawn)
-        self._stream.flush()
+    def __del__(self) -> None:
+        """Close the log."""
+        with suppress(OSError):
+            os.close(self._descriptor)
 
-    def show(self, lines: Sequence[str], now: float, final: bool = False) -> None:
-        """Bring the live lines up to date if it is time to, or ``final``."""
-        if now < self._next and not final:
-            return
-        self._next = now + self._every
-        if self._terminal:
-            self._clear()
-            width = shutil.get_terminal_size().columns
-            self._drawn = [line[: width - 1] for line in lines]
-            self._write(self._drawn)
+    def poll(self) -> None:
+        """Read the lines that are complete by now.  Never raises."""
+        try:
+            if os.fstat(self._descriptor).st_size < self._position:
+                # Truncated; what is there now came after.
+                self._position, self._lines = 0, Lines()
+            while block := os.pread(self._descriptor, BLOCK, self._position):
+                self._position += len(block)
+                for line in self._lines.feed(block):
+                    self._progress.read_line(line)
+        except OSError:
+            self.readable = False
         else:
-            self._write([line for line in lines if line not in self._drawn])
-            self._drawn = list(lines)
-        self._stream.flush()
-
-    def _write(self, lines: Sequence[str]) -> None:
-        self._stream.writelines(line + "\n" for line in lines)
-
-    def _clear(self) -> None:
-        if self._terminal and self._drawn:
-            # Up to the first live line, and clear from there to the end of the screen.
-            self._stream.write(f"\x1b[{len(self._drawn)}F\x1b[J")
+            self.readable = True
 
 
 def live_line(name: str, state: str, restarts: int, progress: Progress) -> str:
