@@ -20,10 +20,9 @@ TRAIN = "train"  # every epoch
 # Names and numbers have fewer characters.
 LONGEST_NAME = 64
 LONGEST_NUMBER = 40
+LARGEST = 1e100
 # float64 cannot tell larger updates apart.
 MOST_UPDATES = 2**53
-
-Value = str | int | float
 
 # "time | level | logger | message", from hydra "[time][logger][level] - message", or neither.
 _PREFIX = re.compile(
@@ -47,13 +46,13 @@ class Numbers(NamedTuple):
         kind: ``TRAIN_INNER``, ``TRAIN``, or in validation the subset's name.
         update: updates so far; None if the line does not tell.
         values: numbers as logged, by fairseq's names without the prefix of their kind.  fairseq
-            writes most of them as text.  A value may be anything that JSON has no more than one
-            of: ``as_float`` tells whether it is a number.
+            writes most of them as text; what is no number at all may be among them, so take
+            them through ``as_float``, ``as_floats`` or ``as_texts``.
     """
 
     kind: str
     update: int | None
-    values: dict[str, Value]
+    values: dict[str, object]
 
 
 def split_prefix(line: str) -> tuple[str, str]:
@@ -80,7 +79,7 @@ def parse_numbers(message: str) -> Numbers | None:
     if found is None:
         return None
     kind = TRAIN_INNER if message[found.end() - 1] == ":" else found[2] or TRAIN
-    values: dict[str, Value] = {"epoch": int(found[1])}
+    values: dict[str, object] = {"epoch": int(found[1])}
     values.update(_PAIR.findall(message, found.end()))
     return Numbers(kind, _as_update(values.pop(_COUNTER, None)), values)
 
@@ -88,28 +87,36 @@ def parse_numbers(message: str) -> Numbers | None:
 def as_float(value: object) -> float | None:
     """Return the number that a logged value is, which may be infinite or NaN; None if it is none.
 
-    A number beyond 1e100 is taken for infinite, so that sums and squares of numbers stay finite.
+    A number of ``LARGEST`` or more is taken for infinite, so that sums and squares stay finite.
     """
-    if type(value) is str:
-        if len(value) > LONGEST_NUMBER:
-            return None
-    elif type(value) not in (int, float):
+    if not isinstance(value, str | int | float):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except ValueError:
         return None
-    return number if -1e100 < number < 1e100 else number * math.inf
+    return number * math.inf if abs(number) >= LARGEST else number
 
 
-def as_floats(values: Mapping[str, Value]) -> dict[str, float]:
+def as_floats(values: Mapping[str, object]) -> dict[str, float]:
     """Return the values that are numbers, by their names."""
+    try:
+        numbers = [float(value) for value in values.values()]  # type: ignore[arg-type]
+        # Not so either, if the first number is NaN.
+        ordinary = bool(numbers) and max(numbers) < LARGEST and min(numbers) > -LARGEST
+    except (TypeError, ValueError):
+        ordinary = False
+    if ordinary:
+        return dict(zip(values, numbers, strict=True))
     return {name: n for name, value in values.items() if (n := as_float(value)) is not None}
 
 
-def as_texts(values: Mapping[str, Value]) -> dict[str, str]:
+def as_texts(values: Mapping[str, object]) -> dict[str, str]:
     """Return the values that are numbers as they were logged, fit for a terminal."""
-    return {name: str(v).strip() for name, v in values.items() if as_float(v) is not None}
+    texts = {
+        name: str(value).strip() for name, value in values.items() if as_float(value) is not None
+    }
+    return {name: text for name, text in texts.items() if len(text) <= LONGEST_NUMBER}
 
 
 def _parse_json(message: str) -> Numbers:
@@ -129,12 +136,8 @@ def _parse_json(message: str) -> Numbers:
 
 
 def _as_update(value: object) -> int | None:
-    if value is None:
-        return None
     number = as_float(value)
     if number is None:
-        if isinstance(value, str) and len(value) > LONGEST_NUMBER:
-            raise ValueError("its number of updates is too long")
         return None
     if not 0 <= number <= MOST_UPDATES:
         raise ValueError(f"{number} is no number of updates")
