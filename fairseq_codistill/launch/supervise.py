@@ -19,6 +19,8 @@ from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.launch.view import LiveView
 
 _TICK = 0.1
+# Seconds between two rounds that tell of more than a busy machine.
+_ASLEEP = 10.0
 
 
 class Interrupt:
@@ -71,9 +73,14 @@ def supervise(
     with Interrupt() as interrupt:
         stopping = False
         complaints: set[str] = set()
+        now = time.monotonic()
         try:
             while not all(group.over for group in groups):
-                now = time.monotonic()
+                before, now = now, time.monotonic()
+                if now - before > _ASLEEP:
+                    # This process was stopped, or the machine slept, and the groups with it.
+                    for group in groups:
+                        group.pulse.hold(now)
                 if interrupt.count > 1:
                     for group in groups:
                         group.kill()

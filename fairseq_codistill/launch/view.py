@@ -101,7 +101,7 @@ class _Outlet:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream, self._descriptor = _opened(stream)
-        self.terminal = self._descriptor is not None and os.isatty(self._descriptor)
+        self.terminal = self._stream is not None and self._stream.isatty()
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self._changed = threading.Condition()
         self._busy = False

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.data import iterators
-from fairseq.distributed.utils import get_data_parallel_rank
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II, DictConfig
+from torch import distributed as dist
 from torch import nn
 
 from fairseq_codistill import sigterm
@@ -231,7 +231,7 @@ class CodistillTranslationTask(TranslationTask):
         with errors_as_sentences():
             if self.codistillation is not None:
                 self.codistillation.finish(update)
-        if get_data_parallel_rank() == 0:
+        if not dist.is_initialized() or dist.get_rank() == 0:
             directory = Path(self.cfg.save_dir)
             side: Codistillation | Memory | None = self.codistillation
             if side is None and settings.needs_exchange:
