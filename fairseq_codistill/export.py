@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from fairseq_codistill import plain
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch.checkpoints import is_loadable
+from fairseq_codistill.records import printable
 
 TASK = "codistill_translation"
 STOCK_TASK = "translation"
@@ -83,19 +84,26 @@ def convert(state: Any, checkpoint: Path) -> dict[str, Any]:
 
 
 def _load(checkpoint: Path) -> Any:
-    if not checkpoint.is_file():
+    if not os.path.lexists(checkpoint):
         raise UserError(f"CHECKPOINT {checkpoint} is not there; give a file that training wrote")
     if not is_loadable(checkpoint):
-        raise UserError(f"CHECKPOINT {checkpoint} is torn or no checkpoint; give another one")
+        raise UserError(
+            f"CHECKPOINT {checkpoint} is torn, no checkpoint, or cannot be read; give another one"
+        )
     # Allowed for this one load.
     with torch.serialization.safe_globals(plain.allowed()):
         try:
             return torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = " ".join(str(error).split())
+        # A whole archive may hold any pickle.  torch interprets it, and lets out whatever error a
+        # wrong operand leads to.
+        except Exception as error:  # noqa: BLE001
+            reason = printable(f"{type(error).__name__}: {error}", 200)
+            what = "cannot be loaded"
+            if isinstance(error, pickle.UnpicklingError):
+                what = "holds more than plain data"
             raise UserError(
-                f"CHECKPOINT {checkpoint} holds more than plain data ({reason:.200}); give one "
-                "that training with this plugin wrote"
+                f"CHECKPOINT {checkpoint} {what} ({reason}); give one that training with this "
+                "plugin wrote"
             ) from error
 
 

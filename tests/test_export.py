@@ -1,6 +1,10 @@
 """Exported checkpoints: stock fairseq reads them, and translates as before."""
 
+import os
+import pickle
+import random
 import subprocess
+import zipfile
 
 import pytest
 import torch
@@ -125,3 +129,59 @@ def test_refusals(tmp_path, capsys):
         assert "--task codistill_translation" in refusal(stock, new)
     assert "already there" in refusal(tmp_path / "stock0.pt", tmp_path / "torn.pt")
     assert not new.exists()
+
+
+def refused(capsys, checkpoint, new) -> str:
+    """What export says of a file that it refuses; it says it in one line."""
+    assert cli.main(["export", str(checkpoint), str(new)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"codistill: error: CHECKPOINT {checkpoint} ")
+    assert said.count("\n") == 1
+    assert not new.exists()
+    return said
+
+
+def test_whatever_is_damaged_is_refused_with_a_sentence(tmp_path, capsys):
+    """Bytes of the zip directory, among others the flag of encryption and the method."""
+    path = tmp_path / "checkpoint_last.pt"
+    torch.save({"cfg": {"task": {"_name": "translation"}}, "w": torch.ones(9)}, path)
+    whole = path.read_bytes()
+    rng = random.Random(1)
+    first = whole.index(b"PK\1\2")
+    for place in [*range(first, first + 60), *rng.sample(range(first, len(whole)), 60)]:
+        data = bytearray(whole)
+        data[place] ^= rng.randrange(1, 256)
+        path.write_bytes(data)
+        said = refused(capsys, path, tmp_path / "new.pt")
+        # Times and versions mean nothing: it is whole, and has another task.
+        assert "is torn" in said or "was not trained with" in said
+
+
+def test_what_is_no_file_is_refused(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    (tmp_path / "endless.pt").symlink_to("/dev/zero")
+    for path in (tmp_path, *sorted(tmp_path.glob("*.pt"))):
+        assert "is torn, no checkpoint" in refused(capsys, path, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        *[
+            b"",
+            b"\x80\x02.",
+            b"\x80\x02N0.",
+            b"\x80\x02K\1K\2s.",
+            b"\x80\x02h\x07.",
+            b"\x80\x02K\1R.",
+        ],
+        *[b"\x80\x02(K\1K\2K\3d.", b"\x80\x02K\1Q.", pickle.dumps({1, 2}, 4), b"\x80\xff."],
+    ],
+)
+def test_a_whole_file_with_a_wrong_pickle_is_refused(tmp_path, capsys, stream):
+    path = tmp_path / "checkpoint_last.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"data.pkl": stream, "byteorder": b"little", "version": b"3"}.items():
+            archive.writestr(f"archive/{name}", content)
+    refused(capsys, path, tmp_path / "new.pt")
