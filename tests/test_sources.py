@@ -2,9 +2,10 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_exchange import VOCABULARY, draft
+from test_exchange import VOCABULARY, draft, state
 from torch import distributed as dist
 from torch import multiprocessing
 
@@ -229,6 +230,68 @@ def test_workers_swap_to_the_same_file_at_the_same_boundary(exchange, tmp_path):
     assert swaps[0] == swaps[1] == swaps[2]
     # Update 20 of peer 1 could not be read by all, so nobody used it.
     assert [swap[1:3] for swap in swaps[0]] == [(2, 10), (1, 30)]
+
+
+class Meeting:
+    """Where the workers of one group meet, each on a thread of its own."""
+
+    def __init__(self, size):
+        self._barrier = threading.Barrier(size, timeout=60)
+        self._votes = {}
+        self._pool = ThreadPoolExecutor(size)
+
+    def least(self, rank, numbers):
+        self._votes[rank] = numbers
+        self._barrier.wait()
+        found = [min(votes) for votes in zip(*self._votes.values(), strict=True)]
+        self._barrier.wait()
+        return found
+
+    def boundary(self, all_sources, update=50):
+        """What each of them takes at one boundary."""
+        taken = list(self._pool.map(lambda source: source.take(update), all_sources))
+        return [[(s.manifest.update, s.manifest.sha256) for s in snapshots] for snapshots in taken]
+
+
+class Worker(Workers):
+    """One of them."""
+
+    def __init__(self, rank, meeting):
+        super().__init__(timeout=10)
+        self.rank, self._meeting = rank, meeting
+
+    def least(self, numbers):
+        return self._meeting.least(self.rank, numbers)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_read_different_files_of_one_update_use_neither(tmp_path, workers, caplog):
+    """A damaged snapshot was published anew, say, after the leader had read it."""
+    exchanges = [Exchange(Store(str(tmp_path / str(i))), "run") for i in range(workers)]
+    for i, exchange in enumerate(exchanges):
+        last = i == workers - 1
+        exchange.publish(draft(20, tensors=state(99) if last else None))
+    meeting = Meeting(workers)
+    group = [
+        AsyncSource(reader(exchange), Worker(i, meeting), [1])
+        for i, exchange in enumerate(exchanges)
+    ]
+    deadline = time.monotonic() + 60
+    while "rejected" not in caplog.text:
+        assert meeting.boundary(group) == [[]] * workers
+        assert time.monotonic() < deadline, "nobody said that the files differ"
+    said = "peer 1: snapshot of update 20 rejected: the workers of this group read different files"
+    assert [line for line in caplog.messages if "rejected" in line] == [said]
+    # It is not the last one that they use of this peer.
+    for exchange in exchanges:
+        exchange.publish(draft(30))
+    taken = [[]] * workers
+    while not any(taken):
+        taken = meeting.boundary(group)
+        assert time.monotonic() < deadline, "the next snapshot was not used either"
+    for source in group:
+        source.stop()
+    assert taken == [[(30, exchanges[0].manifest(1, 30).sha256)]] * workers
 
 
 def wait_in_lockstep(rank, size, meet, folder, queue):
