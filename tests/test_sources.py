@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from harness import eventually
 from test_exchange import VOCABULARY, draft, state
 from torch import distributed as dist
 from torch import multiprocessing
@@ -17,6 +18,7 @@ from fairseq_codistill.exchange import (
     Exchange,
     ExchangeError,
     PeerUnusable,
+    Prefetcher,
     Presence,
     Reader,
     SnapshotMissing,
@@ -117,6 +119,38 @@ def test_the_longer_nothing_comes_the_rarer_it_is_looked_for(exchange, monkeypat
     start = time.monotonic()
     assert taken_within(source) == [(1, 20)]
     assert looked[0] - start < 0.5
+
+
+def test_what_is_no_longer_asked_for_is_not_held(exchange, monkeypatch):
+    """The training thread may ask for something else while the background reads."""
+    for group in (1, 2, 3):
+        exchange.publish(draft(10, group=group))
+    everything = reader(exchange)
+    newest, reading, go_on = everything.newest, threading.Event(), threading.Event()
+
+    def slow(peer, above):
+        found = newest(peer, above)
+        if peer < 3:
+            reading.set()
+            go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(everything, "newest", slow)
+    background = Prefetcher(everything)
+    background.start()
+    for peer, meanwhile in [(1, background.rest), (2, lambda peer: background.look(peer, 10))]:
+        reading.clear()
+        go_on.clear()
+        background.look(peer, above=-1)
+        assert reading.wait(60)
+        meanwhile(peer)
+        go_on.set()
+        # One after the other: with this one it is done with the one before.
+        background.look(3, above=-1)
+        eventually(lambda: background.held(3) is not None, "the next peer was not looked at")
+        assert background.held(peer) is None
+        background.rest(3)
+    background.stop()
 
 
 def lockstep(exchange, peers=(1,), interval=10, timeout=0.3):
