@@ -100,7 +100,15 @@ def write_file(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; the file before stays.
     """
-    data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file: a reader finds the file before or this one, after a crash too.
+
+    Raises:
+        OSError: if it cannot be written; the file before stays.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)

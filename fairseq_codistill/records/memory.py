@@ -68,7 +68,9 @@ class Memory:
         except (OSError, ValueError) as error:
             logger.warning("%s cannot be read, and is not used: %s", self._path, error)
             return {}
-        ours = all(content.get(name) == value for name, value in self._key.items())
+        found = [(name, content.get(name)) for name in self._key]
+        # The type too: True equals 1.
+        ours = all(type(v) is type(self._key[n]) and v == self._key[n] for n, v in found)
         return content if ours else {}
 
     def _write(self) -> None:
