@@ -16,6 +16,7 @@ from fairseq_codistill.launch.commands import (
     Plan,
     Worker,
     as_shell,
+    exchange_address,
     exchange_folder,
     is_lockstep,
     parse_group_flags,
@@ -107,7 +108,8 @@ def launch(options: Options) -> int:
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
-        record.write(plan.out, who, options.command, first, options.for_the_record())
+        exchange = exchange_address(plan)
+        record.write(plan.out, who, options.command, first, options.for_the_record(), exchange)
         view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s), {plan.devices}")
         patience = Patience(max_restarts=options.max_restarts)
         guard = Guard()
