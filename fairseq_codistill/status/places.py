@@ -164,11 +164,10 @@ def _recorded(launched: Launched, written: Mapping[str, Any]) -> Place:
                 f"the exchange is; {inside} is shown. Should it be another, name it itself"
             )
             notes = (note,)
-    _checked(named)
-    if is_uri(named):
-        return Place(named, launched, notes)
     # Earlier versions wrote paths relative to where launch ran.
-    exchange = resolved(named, written.get("directory", "."))
+    exchange = resolved(_checked(named), written.get("directory", "."))
+    if is_uri(exchange):
+        return Place(exchange, launched, notes)
     # And OUT may have been moved or mounted elsewhere since.
     if not os.path.exists(exchange) and inside.is_dir():
         exchange = str(inside)
