@@ -267,3 +267,13 @@ def test_the_exchange_that_is_recorded(tmp_path, monkeypatch, groups, said, own,
         if expected is not None and expected.startswith(name):
             expected = str(Path(place, expected.removeprefix(f"{name}/")))
     assert exchange_address(plan) == expected
+
+
+def test_an_exchange_that_a_yaml_names_is_recorded_as_launch_understands_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/mnt/scratch")
+    yaml = "task:\n  codistill_dir: ${oc.env:SCRATCH}/x\n"
+    (tmp_path / "my.yaml").write_text(yaml)
+    command = ["fairseq-hydra-train", "--config-dir", str(tmp_path), "--config-name", "my"]
+    cpu = Devices(workers=1, gpus=(), cores=1)
+    plan = Plan(recognise(command), 2, cpu, tmp_path / "out", "r", ("n", "m"))
+    assert exchange_address(plan) == "/mnt/scratch/x"

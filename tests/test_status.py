@@ -88,6 +88,7 @@ def test_a_run_that_has_finished(out, capsys):
     named = [document(capsys, place) for place in (out, out / "exchange", f"file://{out}/exchange")]
     assert tree(out) == before
     (run,) = named[0]["runs"]
+    assert json.loads((out / "launch.json").read_text())["exchange"] == str(out / "exchange")
     assert run["run_id"] == json.loads((out / "launch.json").read_text())["run_id"]
     for index, group in enumerate(run["groups"]):
         assert group["group"] == index

@@ -466,6 +466,15 @@ def test_an_error_of_a_store_is_made_printable(tmp_path, capsys, monkeypatch):
     assert (code, "RuntimeError: \\x1b]0;mine" in err) == (2, True)
 
 
+def test_ctrl_c_is_no_traceback(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    say(tmp_path)
+    monkeypatch.setattr(survey.Survey, "look", interrupted)
+    assert status(capsys, tmp_path) == (130, "", "")
+
+
 def codistill(arguments: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen(
         [str(BIN / "codistill"), *arguments], stderr=subprocess.PIPE, text=True, **options

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ def _of_launch(out: Path) -> Place:
     )
     if why is None:
         return _recorded(launched, written)
-    remedy = f"name the exchange itself, or, if {out} is yours, run: chmod go-w {out} {path}"
+    chmod = shlex.join(["chmod", "go-w", str(out), str(path)])
+    remedy = f"name the exchange itself, or, if {out} is yours, run: {chmod}"
     if not inside.is_dir():
         raise UserError(f"{path} is not obeyed, as {why}, and {inside} is not there; {remedy}")
     note = f"{path} is not obeyed, as {why}; {inside} is shown. Should it be another, {remedy}"
