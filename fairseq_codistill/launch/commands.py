@@ -13,7 +13,7 @@ from fairseq_codistill.launch import checkpoints
 from fairseq_codistill.launch.checkpoints import Resume
 from fairseq_codistill.launch.devices import Devices
 from fairseq_codistill.launch.dialects import Dialect, Settings
-from fairseq_codistill.records.address import check_address
+from fairseq_codistill.records.address import check_address, resolved
 
 # fairseq derives dropout from seed + update and shuffling from seed + epoch: neighbouring seeds
 # would replay each other.
@@ -234,6 +234,14 @@ def check_exchanges(plan: Plan) -> None:
             check_address(named)
         except ValueError as error:
             raise UserError(f"--codistill-dir {error}") from None
+
+
+def exchange_address(plan: Plan) -> str | None:
+    """Return the exchange, an absolute path or a URI; None if there is none."""
+    if plan.groups == 1:
+        return None
+    named = _named_exchange(plan, plan.flags.get(0, ()))
+    return str(plan.out / "exchange") if named is None else resolved(named)
 
 
 def is_lockstep(plan: Plan) -> bool:

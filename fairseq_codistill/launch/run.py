@@ -17,6 +17,7 @@ from fairseq_codistill.launch.commands import (
     Worker,
     as_shell,
     check_exchanges,
+    exchange_address,
     exchange_folder,
     is_lockstep,
     parse_group_flags,
@@ -110,9 +111,11 @@ def launch(options: Options) -> int:
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
+        exchange = exchange_address(plan)
+        options_said = options.for_the_record()
         written = Retry(
             f"{plan.out / 'launch.json'}",
-            lambda: record.write(plan.out, who, options.command, first, options.for_the_record()),
+            lambda: record.write(plan.out, who, options.command, first, options_said, exchange),
             view.announce,
         )
         written.try_now()
