@@ -87,9 +87,9 @@ def interpreter_of(program: Sequence[str], environ: Mapping[str, str]) -> Interp
     if not program:
         return own
     if _is_python(program[0]):
-        path = shutil.which(program[0], path=environ.get("PATH")) or program[0]
+        python = shutil.which(program[0], path=environ.get("PATH")) or program[0]
         options = program[1 : program.index("-m")] if "-m" in program else ()
-        return Interpreter((path, *options), told=True, module="-m" in program)
+        return Interpreter((python, *options), told=True, module="-m" in program)
     # A program that is not on PATH is started from beside launch's interpreter.
     path = shutil.which(program[0], path=environ.get("PATH")) or shutil.which(
         program[0], path=str(Path(sys.executable).parent)
