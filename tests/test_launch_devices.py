@@ -488,6 +488,23 @@ def test_images_do_not_fall_back_to_the_cpu(tmp_path, variable):
     assert not list(out.glob("group-*"))
 
 
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("program", ["fairseq-train", "vision"])
+def test_a_restart_does_not_fall_back_to_the_cpu(tmp_path, program):
+    """The GPU is lost after launch has asked: what it starts again is given the same list."""
+    env = visible(str(tmp_path)) | {"CUDA_VISIBLE_DEVICES": "0", "CODISTILL_NONCE": "nonce"}
+    if program == "vision":
+        words = [sys.executable, "-m", "fairseq_codistill.vision", "--data", str(tmp_path)]
+        words += ["--arch", "resnet18", "--epochs", "1", "--batch-size", "2"]
+        words += ["--save-dir", str(tmp_path / "save")]
+    else:
+        words = [str(BIN / program), str(tmp_path), *TINY, *CODISTILL]
+        words.remove("--cpu")
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "gave this group CUDA_VISIBLE_DEVICES=0, and torch can use none" in done.stderr
+
+
 def test_print_asks_no_torch(machine, tmp_path, capsys, monkeypatch):
     environ = machine(4, 0)
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was asked')\n")

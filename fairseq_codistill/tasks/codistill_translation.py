@@ -18,6 +18,7 @@ from omegaconf import II, DictConfig
 from torch import nn
 
 from fairseq_codistill import sigterm
+from fairseq_codistill.assigned import refuse_lost_gpus
 from fairseq_codistill.codistillation import (
     Codistillation,
     CodistillationConfig,
@@ -72,6 +73,7 @@ class CodistillTranslationTask(TranslationTask):
     def setup_task(cls, cfg: CodistillTranslationConfig, **kwargs: Any) -> TranslationTask:
         """Load the dictionaries, once the settings are known to fit together."""
         with errors_as_sentences():
+            refuse_lost_gpus()
             CodistillationConfig.of(cfg).check()
             # Here, for fairseq wraps the model of fully_sharded before the criterion is built.
             if cfg.ddp_backend not in DDP_BACKENDS:
