@@ -28,8 +28,8 @@ from fairseq_codistill.launch.devices import (
     list_gpus,
     named,
 )
+from fairseq_codistill.launch.probe import AT_ONCE, Answer, ask
 from fairseq_codistill.launch.torch_devices import interpreter_of
-from fairseq_codistill.probe import AT_ONCE, Answer, ask
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 OLDEST_PYTHON = (3, 11)

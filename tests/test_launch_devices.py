@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from harness import BIN, CODISTILL, TINY, environment, eventually
 
-from fairseq_codistill import cli, doctor, probe
+from fairseq_codistill import cli, doctor
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import devices, torch_devices
+from fairseq_codistill.launch import devices, probe, torch_devices
 from fairseq_codistill.launch.devices import Devices, Unusable, check, divide, list_gpus
 from fairseq_codistill.launch.torch_devices import interpreter_of
 

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.launch.probe import ask
 from fairseq_codistill.launch.torch_devices import (
     Count,
     Interpreter,
     count_devices,
     interpreter_of,
 )
-from fairseq_codistill.probe import ask
 from fairseq_codistill.records import printable
 
 # NVIDIA's driver, the same on its small boards, AMD's, and either under WSL.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_codistill.probe import Answer, ask_each, last_line
+from fairseq_codistill.launch.probe import Answer, ask_each, last_line
 from fairseq_codistill.records import printable
 
 # Seconds.  Importing torch from a network file system that is cold or busy may take a minute.

@@ -18,7 +18,6 @@ from omegaconf import II, DictConfig
 from torch import nn
 
 from fairseq_codistill import sigterm
-from fairseq_codistill.assigned import refuse_lost_gpus
 from fairseq_codistill.codistillation import (
     Codistillation,
     CodistillationConfig,
@@ -26,6 +25,7 @@ from fairseq_codistill.codistillation import (
     Group,
     Teacher,
 )
+from fairseq_codistill.codistillation.assigned import refuse_lost_gpus
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
 from fairseq_codistill.records import get_logger

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from fairseq_codistill.assigned import refuse_lost_gpus
 from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.codistillation.assigned import refuse_lost_gpus
 
 # The first worker may write a checkpoint, or read a large folder, while the others wait for it.
 PATIENCE = timedelta(hours=2)

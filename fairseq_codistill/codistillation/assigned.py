@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.codistillation.config import ConfigError
 
 
 def refuse_lost_gpus(environ: Mapping[str, str] = os.environ) -> None:
