@@ -352,15 +352,10 @@ def _environment(plan: Plan, group: int, starts: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
     }
     devices = plan.devices
-    if devices.cpu:
-        # With --cpu fairseq still touches a GPU that it sees.
-        env["CUDA_VISIBLE_DEVICES"] = ""
-        if not plan.keep_omp:
-            threads = devices.cores // (plan.groups * devices.workers)
-            env["OMP_NUM_THREADS"] = str(max(1, threads))
-    else:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus[group])
-    return env
+    if devices.cpu and not plan.keep_omp:
+        threads = devices.cores // (plan.groups * devices.workers)
+        env["OMP_NUM_THREADS"] = str(max(1, threads))
+    return env | devices.environment(group)
 
 
 def _as_seed(text: str | None) -> int:

@@ -24,7 +24,7 @@ from fairseq_codistill.launch.commands import (
     seeds,
     workers_of,
 )
-from fairseq_codistill.launch.devices import divide, find_gpus
+from fairseq_codistill.launch.devices import check, find_devices
 from fairseq_codistill.launch.dialects import Dialect, recognise
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import Group, Patience
@@ -107,6 +107,8 @@ def launch(options: Options) -> int:
     with record.only_launch(out, view.announce):
         plan = make_plan(options)
         plan = replace(plan, dialect=_with_program(plan.dialect))
+        for note in check(plan.devices, plan.dialect.program, os.environ):
+            view.announce(note)
         ports = Ports()
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
@@ -155,12 +157,14 @@ def make_plan(options: Options) -> Plan:
     dialect = recognise(options.command)
     dialect.refuse_several_jobs()
     out = options.out.absolute()
-    gpus = [] if dialect.is_on("common.cpu") else find_gpus(os.environ)
+    cpu = dialect.is_on("common.cpu")
     who = record.identity(out, options.groups)
     plan = Plan(
         dialect=dialect,
         groups=options.groups,
-        devices=divide(gpus, options.groups, options.workers_per_group),
+        devices=find_devices(
+            os.environ, dialect.program, cpu, options.groups, options.workers_per_group
+        ),
         out=out,
         run_id=who.run_id,
         nonces=who.nonces,
