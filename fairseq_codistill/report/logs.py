@@ -81,7 +81,7 @@ class Log:
         for some in (self.inner, self.epochs, self.valid):
             if some and some[0].merged is not None:
                 # Evenly, so that the newest do not count for more in a picture.
-                thin(some, recent=1)
+                thin(some, recent=1, validation=some is self.valid)
 
     def _read_start(self, logger: str, message: str) -> None:
         if logger == _LAUNCHED:
@@ -119,7 +119,7 @@ class Log:
             del lines[bisect_left(lines, line.update, key=_update) :]
         lines.append(line)
         if len(lines) > MOST:
-            thin(lines)
+            thin(lines, validation=lines is self.valid)
 
 
 def read(path: Path) -> Log:
