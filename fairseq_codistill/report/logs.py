@@ -28,7 +28,7 @@ from fairseq_codistill.report.thinning import MOST, SHOWN, Line, thin
 LONGEST_NUMBERS = 4096
 MOST_NUMBERS = 64
 # Settings are some 20 kilobytes; what is longer is taken for unknown.
-LONGEST_SETTINGS = 256 * 1024
+LONGEST_SETTINGS = 128 * 1024
 
 # What is in every line that counts.
 _COUNTER, _CONFIGURED, _LAUNCHED = "num_updates", "{'_name': None, 'common': {", "codistill.launch"
