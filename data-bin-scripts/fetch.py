@@ -1,35 +1,36 @@
 """Fetch the archives of a corpus: resumed when broken off, and checked.
 
-What archives.toml knows of an archive is checked; for one of which it knows no checksum, the first
-download's is recorded, in a file that `sha256sum -c` reads too, and checked from then on.
+What archives.toml knows of an archive is checked.  One of which it knows no checksum is read to its
+end; if it is whole, its SHA-256 is recorded, in a file that `sha256sum -c` reads too, and checked
+from then on.
 """
 
 import argparse
 import hashlib
-import http.client
+import re
 import shutil
 import sys
-import time
 import tomllib
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from download import (
+    Bound,
+    CannotStore,
+    Unreachable,
+    discard,
+    download,
+    megabytes,
+    say,
+    size_of_part,
+)
+from whole import doubt_about
+
+from fairseq_codistill.records import Unreadable, printable, read_file
+from fairseq_codistill.records.guarded import write_bytes
 
 CATALOGUE = Path(__file__).with_name("archives.toml")
 RECORD = "SHA256SUMS"
-GZIP = b"\x1f\x8b"
-BLOCK = 1 << 18
-TIMEOUT = 60.0
-# Seconds between the lines of progress, and before each new attempt after one that got nothing.
-PROGRESS_EVERY = 5.0
-WAITS = (1.0, 3.0, 10.0, 30.0)
-
-
-class Unreachable(OSError):
-    """The archive cannot be had from where it was looked for."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Archive:
     sha256: str | None = None
     md5: str | None = None
     bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][\w.+-]{0,200}", self.name) or self.name == RECORD:
+            raise ValueError(f"an archive cannot have the name '{printable(self.name)}'")
+        for value, form in ((self.sha256, "[0-9a-f]{64}"), (self.md5, "[0-9a-f]{32}")):
+            if value is not None and not re.fullmatch(form, value):
+                raise ValueError(f"'{printable(value)}' is no checksum of {self.name}")
+        if self.bytes is not None and (type(self.bytes) is not int or self.bytes < 1):
+            raise ValueError(f"'{printable(self.bytes)}' is no size of {self.name}")
 
 
 @dataclass(frozen=True)
@@ -57,21 +67,14 @@ def read_corpus(catalogue: Path, name: str) -> Corpus:
         corpora = tomllib.load(file)
     if name not in corpora:
         raise ValueError(f"{catalogue} has no corpus '{name}', only {', '.join(corpora)}.")
-    archives = corpora[name]["archives"]
-    return Corpus(
-        tuple(Archive(**{**each, "urls": tuple(each["urls"])}) for each in archives),
-        corpora[name]["disk"],
-    )
-
-
-def megabytes(count: int) -> str:
-    """Return a number of bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
+    try:
+        archives = corpora[name]["archives"]
+        return Corpus(
+            tuple(Archive(**{**each, "urls": tuple(each["urls"])}) for each in archives),
+            int(corpora[name]["disk"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{catalogue} is malformed at '{name}': {error}") from error
 
 
 def check_space(corpus: Corpus, folder: Path, have: int = 0) -> None:
@@ -94,143 +97,73 @@ def digest(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def check(archive: Archive, path: Path, recorded: dict[str, str]) -> None:
-    """Raise ValueError unless the file is the archive, by its known or its recorded checksum."""
+def check(archive: Archive, path: Path, recorded: dict[str, str], disk: int) -> str | None:
+    """See whether a file is the archive: by its known or recorded checksum, else by reading it.
+
+    Args:
+        archive: what it should be.
+        path: the file.
+        recorded: SHA-256s of earlier runs.
+        disk: the bytes that the whole preparation takes, and so more than are packed in it.
+
+    Returns:
+        Why its checksum must not be recorded, or None if it may.
+
+    Raises:
+        ValueError: if it is not the archive; the message goes on after the file's name.
+    """
     listed = "archives.toml lists"
-    for algorithm, expected, whose in (
-        ("sha256", archive.sha256, listed),
-        ("md5", archive.md5, listed),
-        ("sha256", recorded.get(archive.name), "its first download had"),
-    ):
-        if expected is not None and (found := digest(path, algorithm)) != expected:
+    known = [
+        (algorithm, expected, whose)
+        for algorithm, expected, whose in (
+            ("sha256", archive.sha256, listed),
+            ("md5", archive.md5, listed),
+            ("sha256", recorded.get(archive.name), "its first download had"),
+        )
+        if expected is not None
+    ]
+    for algorithm, expected, whose in known:
+        if (found := digest(path, algorithm)) != expected:
             raise ValueError(
-                f"{path} is broken or not the archive it should be: its {algorithm.upper()} is "
-                f"{found}, but {whose} {expected}; delete it and run again to download it anew, "
-                "or name a place that has the right one with --mirror."
+                f"is broken or not the archive it should be: its {algorithm.upper()} is "
+                f"{found}, but {whose} {expected}"
             )
+    if known:
+        return None
+    if archive.bytes is not None and (size := path.stat().st_size) != archive.bytes:
+        say(f"{archive.name}: it has {size} bytes, but {listed} {archive.bytes}")
+    try:
+        return doubt_about(path, disk)
+    except ValueError as error:
+        raise ValueError(f"is broken or not the archive it should be: {error}") from error
 
 
 def read_record(record: Path) -> dict[str, str]:
     """Return the SHA-256 of each archive in a file like SHA256SUMS."""
-    if not record.exists():
-        return {}
-    lines = record.read_text(encoding="utf-8").splitlines()
-    return {name: value for value, name in (line.split("  ", 1) for line in lines)}
-
-
-class Progress:
-    """Says every few seconds how far a download is."""
-
-    def __init__(self, name: str, start: int, total: int | None) -> None:
-        self.name, self.start, self.done, self.total = name, start, start, total
-        self.began = self.said = time.monotonic()
-
-    def add(self, count: int) -> None:
-        """Count bytes that have come."""
-        self.done += count
-        if time.monotonic() - self.said >= PROGRESS_EVERY:
-            self.said = time.monotonic()
-            say(self.line())
-
-    def line(self) -> str:
-        """Return how far the download is, and how fast."""
-        rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-3)
-        share = f" of {megabytes(self.total)}, {self.done / self.total:.0%}" if self.total else ""
-        return f"{self.name}: {megabytes(self.done)}{share}, {rate / 1e6:.1f} MB/s"
-
-
-def _validator(headers: http.client.HTTPMessage) -> str:
-    """Return what names this version of a resource, for If-Range; a weak ETag cannot."""
-    etag = headers.get("ETag", "")
-    return headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
-
-
-def _copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> None:
-    while block := source.read(BLOCK):
-        target.write(block)
-        progress.add(len(block))
-
-
-def download_once(archive: Archive, url: str, part: Path) -> bool:
-    """Add to `part` what it lacks of the resource; return whether it is complete.
-
-    The version of the resource that the bytes in `part` are of is kept beside it: where a server
-    has another one by now, or serves no ranges, the download starts anew.
-    """
-    version = part.with_suffix(".version")
-    start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fairseq-codistill"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-        if version.exists() and (known := version.read_text(encoding="utf-8")):
-            request.add_header("If-Range", known)
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        total = error.headers.get("Content-Range", "").removeprefix("bytes */")
-        if error.code == 416 and total == str(start):
-            return True
-        if error.code == 416:
-            part.unlink()
-        raise
-    with response:
-        if response.status != 206:
-            start = 0
-        length = response.headers.get("Content-Length")
-        total_bytes = start + int(length) if length else archive.bytes
-        if start:
-            say(f"{archive.name}: going on after {megabytes(start)}")
-        else:
-            version.write_text(_validator(response.headers), encoding="utf-8")
-        progress = Progress(archive.name, start, total_bytes)
-        with part.open("ab" if start else "wb") as file:
-            _copy(response, file, progress)
-    say(progress.line())
-    return total_bytes is None or part.stat().st_size >= total_bytes
+        lines = read_file(record).decode().split("\n")
+    except FileNotFoundError:
+        return {}
+    except (Unreadable, UnicodeDecodeError) as error:
+        raise ValueError(f"{record} cannot be used ({error}). {_ANEW}") from error
+    recorded: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
+        if not match or recorded.setdefault(match[2], match[1].lower()) != match[1].lower():
+            raise ValueError(
+                f"{record}, line {number}: '{printable(line, 120)}' is not one SHA-256 of one "
+                f"archive. {_ANEW}"
+            )
+    return recorded
 
 
-def _final(error: Exception) -> bool:
-    """Return whether trying again would be of no use: the server has answered, and said no."""
-    return (
-        isinstance(error, urllib.error.HTTPError)
-        and error.code < 500
-        and error.code not in (408, 416, 429)
-    )
-
-
-def download(
-    archive: Archive, url: str, path: Path, sleep: Callable[[float], None] = time.sleep
-) -> None:
-    """Download an archive to `path`, going on where this or an earlier run was broken off."""
-    part = path.with_name(f"{path.name}.part")
-    failures = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            if download_once(archive, url, part):
-                break
-            reason = "the connection was closed too early"
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-            if isinstance(error, urllib.error.HTTPError):
-                reason = f"HTTP {error.code} {error.reason}"
-            if _final(error) or isinstance(error, ValueError):
-                raise Unreachable(f"{url}: {reason}") from error
-        # An attempt that brought something was no failure: a slow line may break any number of
-        # times.
-        after = part.stat().st_size if part.exists() else 0
-        failures = 0 if after > before else failures + 1
-        if failures > len(WAITS):
-            raise Unreachable(f"{url}: {reason}")
-        say(f"{archive.name}: {reason}; trying again")
-        sleep(WAITS[max(failures - 1, 0)])
-    with part.open("rb") as file:
-        magic = file.read(len(GZIP))
-    if magic != GZIP:
-        part.unlink()
-        raise Unreachable(f"{url}: what came is no archive but perhaps a web page about it")
-    part.rename(path)
-    part.with_suffix(".version").unlink(missing_ok=True)
+_ANEW = (
+    "Correct the file; or delete it if you trust the archives that are there, and their checksums "
+    "are recorded anew."
+)
 
 
 def places(archive: Archive, mirror: str | None) -> list[str]:
@@ -240,30 +173,75 @@ def places(archive: Archive, mirror: str | None) -> list[str]:
     return [f"{mirror.rstrip('/')}/{archive.name}"]
 
 
-def get(archive: Archive, folder: Path, mirror: str | None, recorded: dict[str, str]) -> Path:
-    """Return the path of the checked archive in the folder, after fetching it if it lacks."""
+def copy(source: Path, part: Path) -> None:
+    """Copy an archive from a folder."""
+    if not source.is_file():
+        raise Unreachable(f"{source}: there is no such file")
+    size_of_part(part)  # sees to it that nothing is in the way
+    try:
+        shutil.copyfile(source, part)
+    except OSError as error:
+        discard(part)
+        raise CannotStore(f"{source} cannot be copied to {part} ({error.strerror})") from error
+
+
+def fetch_from(
+    place: str, archive: Archive, part: Path, recorded: dict[str, str], disk: int
+) -> str | None:
+    """Fetch an archive from one place to `part`, and check it; return what `check` returns.
+
+    Raises:
+        Unreachable: if it cannot be had from there, or what came is not the archive.
+    """
+    if archive.bytes is None:
+        bound = Bound(disk, "which the whole preparation takes")
+    else:
+        bound = Bound(archive.bytes, "which archives.toml lists")
+    while True:
+        pieces = False
+        if "://" in place:
+            pieces = download(archive.name, place, part, bound, archive.bytes)
+        else:
+            copy(Path(place), part)
+        try:
+            return check(archive, part, recorded, disk)
+        except ValueError as error:
+            discard(part)
+            if not pieces:
+                raise Unreachable(f"{printable(place)}: what came {error}") from error
+            # The pieces need not be of one file: of a server that does not say which version it
+            # has, or of two servers.
+            say(f"{archive.name}: the file made of several pieces {error}; fetching it anew")
+
+
+def get(
+    archive: Archive, folder: Path, mirror: str | None, recorded: dict[str, str], disk: int
+) -> str | None:
+    """See to it that the checked archive is in the folder; return what `check` returns."""
     path = folder / archive.name
-    if path.exists():
+    if path.is_file():
         say(f"{archive.name}: already there")
-        check(archive, path, recorded)
-        return path
+        try:
+            return check(archive, path, recorded, disk)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} {error}; delete it and run again to download it anew, "
+                "or name a place that has the right one with --mirror."
+            ) from error
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path} is in the way, and no regular file; delete it and run again.")
+    part = path.with_name(f"{path.name}.part")
     reasons = []
     for place in places(archive, mirror):
-        say(f"{archive.name}: from {place}")
+        say(f"{archive.name}: from {printable(place)}")
         try:
-            if "://" in place:
-                download(archive, place, path)
-            elif Path(place).is_file():
-                part = path.with_name(f"{path.name}.part")
-                shutil.copyfile(place, part)
-                part.rename(path)
-            else:
-                raise Unreachable(f"{place}: there is no such file")
+            doubt = fetch_from(place, archive, part, recorded, disk)
         except Unreachable as error:
             reasons.append(str(error))
             continue
-        check(archive, path, recorded)
-        return path
+        part.rename(path)
+        discard(part)
+        return doubt
     raise Unreachable(
         f"{archive.name} cannot be had ({'; '.join(reasons)}). Put the archive, from wherever you "
         f"can get it, into {folder}, or name a folder or an address that has it with "
@@ -297,10 +275,13 @@ def main(argv: list[str] | None = None) -> None:
     record = args.folder / RECORD
     recorded = read_record(record)
     for archive in corpus.archives:
-        path = get(archive, args.folder, args.mirror, recorded)
-        recorded[archive.name] = digest(path, "sha256")
+        doubt = get(archive, args.folder, args.mirror, recorded, corpus.disk)
+        if doubt is not None:
+            say(f"{archive.name}: its SHA-256 is not recorded, as it may not be whole: {doubt}")
+            continue
+        recorded[archive.name] = digest(args.folder / archive.name, "sha256")
         sums = "".join(f"{value}  {name}\n" for name, value in recorded.items())
-        record.write_text(sums, encoding="utf-8")
+        write_bytes(record, sums.encode())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ def unpack(archive: Path, names: Iterable[str], folder: Path) -> None:
                     source = tar.extractfile(member)
                     if source is None:
                         continue
+                    # A sparse file can be any size, whatever the archive's.
+                    if member.size > (free := shutil.disk_usage(folder).free):
+                        raise ValueError(
+                            f"{name} in {archive} has {member.size} bytes, and the disk of "
+                            f"{folder} has {free} free."
+                        )
                     missing.remove(name)
                     with source, (folder / Path(name).name).open("wb") as target:
                         shutil.copyfileobj(source, target, 1 << 20)

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_codistill import __version__
+from fairseq_codistill import __version__, statuses
 from fairseq_codistill.errors import UserError
-
-USAGE_STATUS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except UserError as error:
         print(f"codistill: error: {error}", file=sys.stderr)
-        return USAGE_STATUS
+        return statuses.CONFIG
     return status
 
 

@@ -4,16 +4,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fairseq_codistill import statuses
 from fairseq_codistill.codistillation import ConfigError
 from fairseq_codistill.exchange import ExchangeError
 from fairseq_codistill.records import printable
 
 # Characters of a sentence; what others wrote may be quoted in it.
 LONGEST = 2000
-# Settings, which a restart would not change.
-CONFIG_STATUS = 2
-# Anything else that went wrong between groups.
-EXCHANGE_STATUS = 1
 
 
 @contextmanager
@@ -23,7 +20,7 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except (ConfigError, ExchangeError) as error:
         print(f"codistill: error: {printable(error, LONGEST)}", file=sys.stderr, flush=True)
-        status = CONFIG_STATUS if isinstance(error, ConfigError) else EXCHANGE_STATUS
+        status = statuses.CONFIG if isinstance(error, ConfigError) else statuses.FAILED
         raise SystemExit(status) from error
 
 

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-# What a shell reports for a process that SIGTERM has ended.
-STATUS = 128 + signal.SIGTERM
+from fairseq_codistill import statuses
 
 
 def end_in_order(say_goodbye: Callable[[], None]) -> None:
@@ -38,6 +37,6 @@ def end_in_order(say_goodbye: Callable[[], None]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         say_goodbye()
-        raise SystemExit(STATUS)
+        raise SystemExit(statuses.TERMINATED)
 
     signal.signal(signal.SIGTERM, end)

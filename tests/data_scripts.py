@@ -1,7 +1,9 @@
 """Small archives named like the official ones, and the data scripts as they are run."""
 
+import gzip
 import io
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -16,12 +18,25 @@ LANGUAGES = ("de", "en")
 
 
 def pack(path: Path, files: dict[str, str]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            tar.addfile(info, io.BytesIO(text.encode()))
+    path.write_bytes(packed({name: text.encode() for name, text in files.items()}))
     return path
+
+
+def random_archive(size: int, seed: int = 0) -> bytes:
+    """A .tar.gz of about so many bytes, with a file in it that cannot be compressed."""
+    # Stored as it is, so that two of them have one size.
+    return packed({"a/b": random.Random(seed).randbytes(size)}, level=0)
+
+
+def packed(files: dict[str, bytes], level: int = 9) -> bytes:
+    """A .tar.gz with these files in it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), level, mtime=0)
 
 
 def iwslt_archive(

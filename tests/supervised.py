@@ -5,6 +5,8 @@ python supervised.py FOLDER SHELL_COMMAND...       one group, of one worker, for
 A worker's alive.json is expected in its home.
 """
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -12,9 +14,28 @@ from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import Group, Patience
 from fairseq_codistill.launch.guard import Guard
-from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.supervise import supervise
+from fairseq_codistill.launch.view import LiveView
+from fairseq_codistill.records import Ended
+
+RUN = "run"
+
+
+def nonce(index: int) -> str:
+    """The nonce of a group's processes."""
+    return f"nonce-{index}"
+
+
+def leaving_evidence(shell: str, home: Path, index: int) -> str:
+    """A command that leaves ended.json when it ends with 0, unless it sets ALONE or NOTHING."""
+    ended = Ended(RUN, nonce(index), 1000, "max-update", had_peer=True, expected_peer=True)
+    said = json.dumps(dataclasses.asdict(ended))
+    (home / "with-peer").parent.mkdir(parents=True, exist_ok=True)
+    (home / "with-peer").write_text(said)
+    (home / "alone").write_text(said.replace('"had_peer": true', '"had_peer": false'))
+    copy = 'test $? = 0 && test -z "$NOTHING" && cp "$HOME/${ALONE:-with-peer}" "$HOME/ended.json"'
+    return f"trap '{copy}' EXIT; {shell}"
 
 
 def groups(
@@ -29,6 +50,7 @@ def groups(
 
     def group(index: int, shells: list[str]) -> Group:
         home = folder / f"group-{index}"
+        shells = [leaving_evidence(shells[0], home, index), *shells[1:]]
         names = ["log.txt", *(f"log-worker-{rank}.txt" for rank in range(1, len(shells)))]
 
         def start(restarts: int) -> list[Worker]:
@@ -38,8 +60,8 @@ def groups(
                 for shell, name in zip(shells, names, strict=True)
             ]
 
-        mark = Finished(home, shells)
-        pulse = Pulse(hang_timeout, home / "alive.json", "run")
+        mark = Finished(home, shells, RUN, nonce(index))
+        pulse = Pulse(hang_timeout, home / "alive.json", RUN)
         name, log = f"group {index}", home / "log.txt"
         return Group(name, start, log, patience, view.announce, mark, pulse, guard)
 

@@ -1,11 +1,14 @@
-"""Which form the divergence is computed in, away from the sizes where they cost about the same."""
+"""Which form the divergence is computed in, and for how long its products hold."""
 
 import logging
 
 import pytest
+import torch
 
 from fairseq_codistill.codistillation import CodistillationConfig, factored_is_cheaper
 from fairseq_codistill.codistillation.comparison import MANY_LOGITS, Comparison
+from fairseq_codistill.objective import Head, Hidden
+from fairseq_codistill.objective.divergence import centered_logit_mse, logit_mse
 
 
 def products(form, rows, width, classes):
@@ -82,3 +85,89 @@ def test_the_first_batch_decides(caplog):
     assert (
         caplog.text.count("divergence: computed in the factored form (4000 rows of width 64") == 1
     )
+
+
+class Model:
+    """A random output layer and last hidden states; of a peer also the update of its snapshot."""
+
+    def __init__(self, seed, update=None):
+        self._generator = torch.Generator().manual_seed(seed)
+        self.update = update
+        self.weight = torch.empty(11, 4, dtype=torch.float64)
+        self.bias = torch.empty(11, dtype=torch.float64)
+        self.rows = torch.randn(6, 4, generator=self._generator, dtype=torch.float64)
+        self.change()
+
+    def change(self):
+        """Get other numbers in the same tensors, as training and a new snapshot do it."""
+        for tensor in (self.weight, self.bias):
+            # In place of the parameter's data, and not in place of its numbers: as a peer does.
+            tensor.data = torch.randn(tensor.shape, generator=self._generator, dtype=torch.float64)
+
+    @property
+    def output(self):
+        return Hidden(self.rows, Head(self.weight, self.bias))
+
+    @property
+    def logits(self):
+        return self.rows @ self.weight.T + self.bias
+
+
+def factored(divergence):
+    config = CodistillationConfig(codistill_divergence=divergence, codistill_head="factored")
+    comparison = Comparison(config)
+    assert comparison.takes_hidden(6, 4, 11)
+    return comparison
+
+
+def agrees(comparison, divergence, student, peers):
+    """Whether it gives what the logits as they are now give."""
+    with torch.no_grad():
+        found = comparison(student.output, [(peer, peer.output) for peer in peers])
+    naive = logit_mse if divergence == "logit-mse" else centered_logit_mse
+    truth = sum(naive(student.logits, peer.logits) for peer in peers)
+    return torch.allclose(found, truth, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("divergence", FACTORABLE)
+def test_products_hold_no_longer_than_the_layers_they_are_of(divergence):
+    comparison, student = factored(divergence), Model(0)
+    peers = [Model(1, update=10), Model(2, update=20)]
+    for _ in range(3):
+        comparison.begin_update()
+        assert agrees(comparison, divergence, student, peers)
+        # Again in the same update: a second micro-batch.
+        assert agrees(comparison, divergence, student, peers)
+        student.change()
+
+
+@pytest.mark.parametrize("divergence", FACTORABLE)
+@pytest.mark.parametrize("boundary", [True, False], ids=["at a boundary", "within an update"])
+def test_a_new_snapshot_of_one_peer_has_products_of_its_own(divergence, boundary):
+    comparison, student = factored(divergence), Model(0)
+    peers = [Model(1, update=10), Model(2, update=20)]
+    comparison.begin_update()
+    assert agrees(comparison, divergence, student, peers)
+    for update in (20, 30):
+        # 20 is the update of the other's snapshot.
+        peers[0].change()
+        peers[0].update = update
+        if boundary:
+            comparison.begin_update()
+        assert agrees(comparison, divergence, student, peers)
+
+
+def test_peers_come_and_go():
+    comparison, student = factored("logit-mse"), Model(0)
+    peers = [Model(seed, update=10) for seed in (1, 2, 3)]
+    for live in ([0], [0, 1, 2], [2], [1, 0]):
+        comparison.begin_update()
+        assert agrees(comparison, "logit-mse", student, [peers[i] for i in live])
+
+
+def test_a_teacher_has_no_update_and_its_products_hold():
+    comparison, student, teacher = factored("logit-mse"), Model(0), Model(1)
+    for _ in range(2):
+        comparison.begin_update()
+        assert agrees(comparison, "logit-mse", student, [teacher, Model(2, update=0)])
+        student.change()

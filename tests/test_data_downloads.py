@@ -4,30 +4,42 @@ import hashlib
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
+import download
 import fetch
 import pytest
 import wmt16_text
+from data_scripts import random_archive
 
-BODY = fetch.GZIP + bytes(range(256)) * 4000
+BODY = random_archive(1_000_000)
+OTHER = random_archive(1_000_000, seed=1)
 
 
-def archive_of(body: bytes = BODY, **known: str) -> "fetch.Archive":
+def archive_of(**known: str) -> "fetch.Archive":
     return fetch.Archive("a.tgz", ("http://127.0.0.1:9/a.tgz",), **known)
+
+
+def get(
+    archive: "fetch.Archive", folder: Path, mirror: str | None, recorded: dict[str, str]
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    assert fetch.get(archive, folder, mirror, recorded, disk=10**8) is None
+    return folder / archive.name
 
 
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(fetch.download, "__defaults__", (waited.append,))
+    monkeypatch.setattr(download, "sleep", waited.append)
     return waited
 
 
 def test_a_download_that_breaks_off_goes_on(server, waits, tmp_path, capsys):
     server.files["/a.tgz"] = BODY
     server.break_after = [300_000, 0, 0, 300_000]
-    path = fetch.get(archive_of(), tmp_path, server.url + "/", {})
+    path = get(archive_of(), tmp_path, server.url + "/", {})
     assert path.read_bytes() == BODY
     starts = [asked for _, asked in server.requests]
     assert starts == [None] + ["bytes=300000-"] * 3 + ["bytes=600000-"]
@@ -42,17 +54,17 @@ def test_a_later_run_goes_on_where_an_earlier_one_ended(server, waits, tmp_path)
     server.files["/a.tgz"] = BODY
     server.break_after = [1000] + [0] * 5
     with pytest.raises(fetch.Unreachable, match="closed too early"):
-        fetch.get(archive_of(), tmp_path, server.url, {})
+        get(archive_of(), tmp_path, server.url, {})
     server.break_after = []
     server.requests.clear()
-    assert fetch.get(archive_of(), tmp_path, server.url, {}).read_bytes() == BODY
+    assert get(archive_of(), tmp_path, server.url, {}).read_bytes() == BODY
     assert server.requests == [("/a.tgz", "bytes=1000-")]
 
 
 def test_a_part_that_was_whole_is_taken(server, waits, tmp_path):
     server.files["/a.tgz"] = BODY
     (tmp_path / "a.tgz.part").write_bytes(BODY)
-    assert fetch.get(archive_of(), tmp_path, server.url, {}).read_bytes() == BODY
+    assert get(archive_of(), tmp_path, server.url, {}).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("why", ["no ranges", "another version"])
@@ -60,37 +72,37 @@ def test_a_download_starts_anew_where_it_cannot_go_on(why, server, waits, tmp_pa
     server.files["/a.tgz"] = BODY
     server.break_after = [1000] + [0] * 5
     with pytest.raises(fetch.Unreachable):
-        fetch.get(archive_of(), tmp_path, server.url, {})
+        get(archive_of(), tmp_path, server.url, {})
     server.break_after = []
     server.ranges = why != "no ranges"
     if why == "another version":
-        server.files["/a.tgz"] = BODY[:2] + BODY[:1:-1]
-    fetched = fetch.get(archive_of(), tmp_path, server.url, {})
+        server.files["/a.tgz"] = OTHER
+    fetched = get(archive_of(), tmp_path, server.url, {})
     assert fetched.read_bytes() == server.files["/a.tgz"]
 
 
 def test_a_dead_link_is_named_with_what_to_do(server, waits, tmp_path):
     with pytest.raises(fetch.Unreachable) as error:
-        fetch.get(archive_of(), tmp_path, server.url, {})
+        get(archive_of(), tmp_path, server.url, {})
     assert f"a.tgz cannot be had ({server.url}/a.tgz: HTTP 404 Not Found)" in str(error.value)
     assert "--mirror URL_OR_FOLDER" in str(error.value)
     assert waits == []
     # Nothing listens there: that is tried again, in vain.
     with pytest.raises(fetch.Unreachable, match="refused"):
-        fetch.get(archive_of(), tmp_path, None, {})
-    assert waits == list(fetch.WAITS)
+        get(archive_of(), tmp_path, None, {})
+    assert waits == list(download.WAITS)
 
 
 def test_the_next_address_is_tried(server, tmp_path):
     server.files["/b/a.tgz"] = BODY
     archive = fetch.Archive("a.tgz", (f"{server.url}/dead/a.tgz", f"{server.url}/b/a.tgz"))
-    assert fetch.get(archive, tmp_path, None, {}).read_bytes() == BODY
+    assert get(archive, tmp_path, None, {}).read_bytes() == BODY
 
 
 def test_a_web_page_is_no_archive(server, tmp_path):
     server.files["/a.tgz"] = b"<html>Too large to scan for viruses</html>"
     with pytest.raises(fetch.Unreachable, match="no archive but perhaps a web page"):
-        fetch.get(archive_of(), tmp_path, server.url, {})
+        get(archive_of(), tmp_path, server.url, {})
     assert not list(tmp_path.glob("a.tgz*.part"))
 
 
@@ -105,21 +117,27 @@ def test_a_wrong_checksum_is_named(known, tmp_path):
         folder = tmp_path / value
         folder.mkdir()
         if value == right:
-            fetch.get(archive, folder, str(tmp_path / "mirror"), recorded)
+            get(archive, folder, str(tmp_path / "mirror"), recorded)
             continue
-        for _ in range(2):  # the second time it is there already, and still wrong
-            with pytest.raises(ValueError, match=rf"its (SHA256|MD5) is {right}.*{value}; delete"):
-                fetch.get(archive, folder, str(tmp_path / "mirror"), recorded)
+        wrong = rf"its (SHA256|MD5) is {right}.*{value}"
+        with pytest.raises(fetch.Unreachable, match=wrong):
+            get(archive, folder, str(tmp_path / "mirror"), recorded)
+        assert list(folder.iterdir()) == []
+        # One that somebody has put there stays.
+        shutil.copy(tmp_path / "mirror/a.tgz", folder)
+        with pytest.raises(ValueError, match=wrong + "; delete"):
+            get(archive, folder, str(tmp_path / "mirror"), recorded)
+        assert (folder / "a.tgz").exists()
 
 
 def test_a_mirror_folder_without_the_archive_is_named(tmp_path):
     with pytest.raises(fetch.Unreachable, match=rf"{tmp_path}/a\.tgz: there is no such file"):
-        fetch.get(archive_of(), tmp_path / "x", str(tmp_path), {})
+        get(archive_of(), tmp_path / "x", str(tmp_path), {})
 
 
 def test_the_first_download_is_recorded_and_checked_afterwards(tmp_path):
     catalogue = tmp_path / "own.toml"
-    catalogue.write_text('[c]\ndisk = 1\n[[c.archives]]\nname = "a.tgz"\nurls = []\n')
+    catalogue.write_text('[c]\ndisk = 10_000_000\n[[c.archives]]\nname = "a.tgz"\nurls = []\n')
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror/a.tgz").write_bytes(BODY)
     arguments = ["--catalogue", str(catalogue), "--mirror", str(tmp_path / "mirror")]

@@ -194,6 +194,67 @@ def test_files_of_another_run_are_never_used_and_give_way(exchange, reader, tmp_
     assert exchange.updates(1) == [900, 10], "another run's snapshots are not ours to delete"
 
 
+def test_what_the_heartbeat_is_writing_is_not_swept(exchange, tmp_path):
+    folder = tmp_path / "group-1"
+    folder.mkdir()
+    for name in ("alive.json.12345678.tmp", "0000000010.json.12345678.tmp"):
+        (folder / name).write_bytes(b"{")
+    exchange.sweep(1)
+    assert os.listdir(folder) == ["alive.json.12345678.tmp"]
+
+
+def test_what_was_rejected_is_not_read_again(exchange, reader, tmp_path, monkeypatch):
+    exchange.publish(draft(10))
+    exchange.publish(draft(20))
+    truncate(*paths(tmp_path, 20))
+    read = []
+    manifest = exchange.manifest
+    monkeypatch.setattr(exchange, "manifest", lambda *of: read.append(of) or manifest(*of))
+    for _ in range(3):
+        assert reader.newest(1, above=-1).manifest.update == 10
+    assert read.count((1, 20)) == 1
+    assert reader.rejections == 1
+
+
+def test_an_alias_hides_no_tensor(exchange, reader, tmp_path):
+    # Of one shape, so that the digest of names and shapes tells nothing.
+    exchange.publish(draft(10, tensors={"a": torch.zeros(2), "b": torch.ones(2)}))
+    rewrite(paths(tmp_path)[1], aliases={"b": "a"})
+    with pytest.raises(SnapshotRejected, match="alias 'b' -> 'a' does not fit its tensors"):
+        reader.read(1, 10)
+
+
+def test_whole_numbers_times_their_scale_are_finite(exchange, reader, tmp_path):
+    from safetensors.torch import save
+
+    exchange.publish(draft(10, dtype="int8", tensors={"w": torch.ones(2, 2)}))
+    large = {"w": torch.full((2, 2), 127, dtype=torch.int8), "w:scale": torch.full((2,), 3e38)}
+    replace(*paths(tmp_path), save(large))
+    with pytest.raises(SnapshotRejected, match="'w' holds numbers that are not finite"):
+        reader.read(1, 10)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (6,), (2, 3, 1)])
+def test_tensors_of_other_sizes_than_the_manifests_are_rejected(exchange, reader, tmp_path, sizes):
+    from safetensors.torch import save
+
+    exchange.publish(draft(10, tensors={"a": torch.zeros(2, 3)}))
+    replace(*paths(tmp_path), save({"a": torch.zeros(sizes)}))
+    with pytest.raises(SnapshotRejected, match="names and shapes"):
+        reader.read(1, 10)
+
+
+@pytest.mark.parametrize("place", [(1, 20), (2, 10)])
+def test_a_manifest_in_the_place_of_another_is_rejected(exchange, reader, tmp_path, place):
+    exchange.publish(draft(10))
+    group, update = place
+    for source, target in zip(paths(tmp_path), paths(tmp_path, update, group), strict=True):
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    with pytest.raises(SnapshotRejected, match="is that of group 1, update 10"):
+        reader.read(group, update)
+
+
 def truncate(tensor_file, manifest_file):
     os.truncate(tensor_file, tensor_file.stat().st_size - 4)
 

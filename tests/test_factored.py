@@ -181,6 +181,37 @@ def test_autocast_does_not_reach_it():
     assert error(ours, case.truth(dtype=torch.float32)[0]) < 1e-5
 
 
+class Precision(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes in which precision CUDA would multiply float32, at each product."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "matmul", "addmv", "mv"):
+            self.seen.add(getattr(torch.backends.cuda.matmul, SWITCH))
+        return function(*args, **(kwargs or {}))
+
+
+SWITCH, FULL, REDUCED = "allow_tf32", False, True
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    SWITCH, FULL, REDUCED = "fp32_precision", "ieee", "tf32"
+
+
+@pytest.mark.parametrize("setting", [FULL, REDUCED])
+def test_tf32_does_not_reach_it_and_stays_as_it_was(setting):
+    before = getattr(torch.backends.cuda.matmul, SWITCH)
+    setattr(torch.backends.cuda.matmul, SWITCH, setting)
+    try:
+        with Precision() as precision:
+            Case(n=4, d=3, v=6).ours(dtype=torch.float32)
+        assert precision.seen == {FULL}
+        assert getattr(torch.backends.cuda.matmul, SWITCH) == setting
+    finally:
+        setattr(torch.backends.cuda.matmul, SWITCH, before)
+
+
 def test_layers_of_different_classes_are_refused():
     one, other = (factored.own(Head(torch.ones(v, 2))) for v in (3, 4))
     with pytest.raises(ValueError, match="output layers of 3 and 4 classes"):

@@ -1,8 +1,13 @@
 """The live view: what it reads from logs, how it shows it."""
 
 import io
+import os
+import tracemalloc
 
-from fairseq_codistill.launch.progress import LiveView, LogReader, Progress, live_line
+import pytest
+
+from fairseq_codistill.launch.progress import LogReader, Progress, live_line
+from fairseq_codistill.launch.view import LiveView
 
 SIMPLE = """\
 2026-01-01 00:00:00 | INFO | fairseq.trainer | begin training epoch 2
@@ -76,7 +81,7 @@ def test_reads_only_what_is_new(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text(SIMPLE)
     progress = Progress()
-    reader = LogReader(log, progress)
+    reader = LogReader(os.open(log, os.O_RDONLY), len(SIMPLE), progress)
     reader.poll()
     assert progress.values == {}
     lines = JSON.splitlines(keepends=True)
@@ -90,13 +95,50 @@ def test_reads_only_what_is_new(tmp_path):
     assert progress.values["num_updates"] == "12"
 
 
-def test_a_log_that_is_not_there_yet(tmp_path):
+@pytest.mark.parametrize("change", ["rename", "delete", "truncate"])
+def test_a_log_that_somebody_rotates(tmp_path, change):
+    log = tmp_path / "log.txt"
+    with log.open("a") as stream:
+        stream.write("what came before\n" * 1000)
+        stream.flush()
+        progress = Progress()
+        reader = LogReader(os.open(log, os.O_RDONLY), 0, progress)
+        reader.poll()
+        if change == "rename":
+            log.rename(tmp_path / "log.txt.1")
+            log.touch()
+        elif change == "delete":
+            log.unlink()
+        else:
+            os.truncate(log, 0)
+        stream.write(SIMPLE)
+        stream.flush()
+        reader.poll()
+    assert progress.values["num_updates"] == "27"
+    assert reader.readable
+
+
+def test_a_log_that_cannot_be_read_says_so(tmp_path):
+    reader = LogReader(os.open(tmp_path, os.O_RDONLY), 0, Progress())
+    reader.poll()
+    assert not reader.readable
+
+
+def test_a_line_without_end_takes_no_memory(tmp_path):
+    log = tmp_path / "log.txt"
+    with log.open("wb") as stream:
+        stream.truncate(400 * 2**20)
     progress = Progress()
-    reader = LogReader(tmp_path / "log.txt", progress)
+    reader = LogReader(os.open(log, os.O_RDONLY), 0, progress)
+    tracemalloc.start()
     reader.poll()
-    (tmp_path / "log.txt").write_text(SIMPLE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20
+    with log.open("a") as stream:
+        stream.write("\n" + SIMPLE)
     reader.poll()
-    assert progress.values["epoch"] == "2"
+    assert progress.update == 27
 
 
 def test_a_file_gets_only_lines_that_changed():

@@ -13,11 +13,12 @@ import pytest
 from supervised import groups
 
 from fairseq_codistill.launch import pulse
+from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.group import Patience, State
 from fairseq_codistill.launch.guard import Guard
-from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.supervise import supervise
+from fairseq_codistill.launch.view import LiveView
 
 TRAINED = "echo '2026-01-01 | INFO | train_inner | epoch 001:  1 / 2 loss=1, num_updates=1'; "
 PATIENCE = Patience(max_restarts=2, backoff=0.05, grace=2.0)
@@ -176,11 +177,11 @@ def test_a_command_that_is_not_there_leaves_nothing_running(tmp_path):
 
     def broken(_restarts):
         pids(tmp_path)
-        raise FileNotFoundError("no such program")
+        return [Worker((str(tmp_path / "no-program"),), {}, tmp_path / "group-1/log.txt")]
 
     made[1]._start = broken
-    with pytest.raises(FileNotFoundError):
-        supervise(made, screen)
+    assert supervise(made, screen) == 2
+    assert [group.state for group in made] == [State.STOPPED, State.REFUSED]
     guard.close()
     for pid in pids(tmp_path):
         assert_gone(pid)
@@ -314,9 +315,17 @@ def test_settings_that_a_group_has_trained_with_are_no_reason_to_stop_the_others
     assert (tmp_path / "group-1/log.txt").read_text().count("\nonce\n") == 1
 
 
+def alive_json(update: object, run_id: str = "run") -> str:
+    """A heartbeat of a group."""
+    rest = '"nonce": "nonce-0", "time": 1.0, "finished": false'
+    return f'{{"run_id": "{run_id}", {rest}, "update": {update}}}'
+
+
 def updates(numbers: str, seconds: float = 0.2) -> str:
     """Shell code that makes updates, which only alive.json shows."""
-    write = """echo "{\\"run_id\\": \\"run\\", \\"update\\": $u}" > $HOME/alive.json"""
+    said = alive_json("$u").replace('"', '\\"')
+    # Renamed, as the plugin does: what is half written says nothing.
+    write = f'echo "{said}" > $HOME/alive.tmp; mv $HOME/alive.tmp $HOME/alive.json'
     return f"for u in {numbers}; do {write}; sleep {seconds}; done; "
 
 
@@ -395,12 +404,12 @@ def test_a_pulse_is_read_from_nothing_but_a_small_file(tmp_path):
         pulse.look(at, 0, False, None)
         return pulse.update
 
-    alive.write_text('{"run_id": "run", "update": 7}')
+    alive.write_text(alive_json(7))
     assert told(1.0) == 7
-    alive.write_text('{"run_id": "run", "update": 8}')
+    alive.write_text(alive_json(8))
     assert told(2.0) == 8
     real = tmp_path / "real.json"
-    real.write_text('{"run_id": "run", "update": 9}')
+    real.write_text(alive_json(9))
     alive.unlink()
     alive.symlink_to(real)
     assert told(3.0) == 8, "a link was followed"
@@ -411,5 +420,5 @@ def test_a_pulse_is_read_from_nothing_but_a_small_file(tmp_path):
     assert time.monotonic() - begin < 5
     alive.unlink()
     for nonsense in ("Infinity", "true", '"9"', "9" * 5000):
-        alive.write_text(f'{{"run_id": "run", "update": {nonsense}}}')
+        alive.write_text(alive_json(nonsense))
         assert told(pulse._look_at + 1) == 8

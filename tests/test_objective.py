@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fairseq_codistill.objective import DIVERGENCES, AlphaSchedule, make_divergence
+from fairseq_codistill.objective import DIVERGENCES, AlphaSchedule, make_divergence, weight
 
 TEMPERATURE = 2.5
 
@@ -112,3 +112,8 @@ def test_burn_in_counts_updates_and_growth_counts_from_epoch_1():
 def test_an_unknown_schedule_is_named():
     with pytest.raises(ValueError, match="'linear' is none of constant"):
         AlphaSchedule("linear")(1, 0)
+
+
+def test_every_kth_update_counts_k_times():
+    assert [weight(0.5, update, 3) for update in range(7)] == [1.5, 0, 0, 1.5, 0, 0, 1.5]
+    assert [weight(0.5, update, 1) for update in range(3)] == [0.5] * 3

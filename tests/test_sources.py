@@ -2,9 +2,11 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_exchange import VOCABULARY, draft
+from harness import eventually
+from test_exchange import VOCABULARY, draft, state
 from torch import distributed as dist
 from torch import multiprocessing
 
@@ -16,6 +18,7 @@ from fairseq_codistill.exchange import (
     Exchange,
     ExchangeError,
     PeerUnusable,
+    Prefetcher,
     Presence,
     Reader,
     SnapshotMissing,
@@ -116,6 +119,38 @@ def test_the_longer_nothing_comes_the_rarer_it_is_looked_for(exchange, monkeypat
     start = time.monotonic()
     assert taken_within(source) == [(1, 20)]
     assert looked[0] - start < 0.5
+
+
+def test_what_is_no_longer_asked_for_is_not_held(exchange, monkeypatch):
+    """The training thread may ask for something else while the background reads."""
+    for group in (1, 2, 3):
+        exchange.publish(draft(10, group=group))
+    everything = reader(exchange)
+    newest, reading, go_on = everything.newest, threading.Event(), threading.Event()
+
+    def slow(peer, above):
+        found = newest(peer, above)
+        if peer < 3:
+            reading.set()
+            go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(everything, "newest", slow)
+    background = Prefetcher(everything)
+    background.start()
+    for peer, meanwhile in [(1, background.rest), (2, lambda peer: background.look(peer, 10))]:
+        reading.clear()
+        go_on.clear()
+        background.look(peer, above=-1)
+        assert reading.wait(60)
+        meanwhile(peer)
+        go_on.set()
+        # One after the other: with this one it is done with the one before.
+        background.look(3, above=-1)
+        eventually(lambda: background.held(3) is not None, "the next peer was not looked at")
+        assert background.held(peer) is None
+        background.rest(3)
+    background.stop()
 
 
 def lockstep(exchange, peers=(1,), interval=10, timeout=0.3):
@@ -229,6 +264,68 @@ def test_workers_swap_to_the_same_file_at_the_same_boundary(exchange, tmp_path):
     assert swaps[0] == swaps[1] == swaps[2]
     # Update 20 of peer 1 could not be read by all, so nobody used it.
     assert [swap[1:3] for swap in swaps[0]] == [(2, 10), (1, 30)]
+
+
+class Meeting:
+    """Where the workers of one group meet, each on a thread of its own."""
+
+    def __init__(self, size):
+        self._barrier = threading.Barrier(size, timeout=60)
+        self._votes = {}
+        self._pool = ThreadPoolExecutor(size)
+
+    def least(self, rank, numbers):
+        self._votes[rank] = numbers
+        self._barrier.wait()
+        found = [min(votes) for votes in zip(*self._votes.values(), strict=True)]
+        self._barrier.wait()
+        return found
+
+    def boundary(self, all_sources, update=50):
+        """What each of them takes at one boundary."""
+        taken = list(self._pool.map(lambda source: source.take(update), all_sources))
+        return [[(s.manifest.update, s.manifest.sha256) for s in snapshots] for snapshots in taken]
+
+
+class Worker(Workers):
+    """One of them."""
+
+    def __init__(self, rank, meeting):
+        super().__init__(timeout=10)
+        self.rank, self._meeting = rank, meeting
+
+    def least(self, numbers):
+        return self._meeting.least(self.rank, numbers)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_read_different_files_of_one_update_use_neither(tmp_path, workers, caplog):
+    """A damaged snapshot was published anew, say, after the leader had read it."""
+    exchanges = [Exchange(Store(str(tmp_path / str(i))), "run") for i in range(workers)]
+    for i, exchange in enumerate(exchanges):
+        last = i == workers - 1
+        exchange.publish(draft(20, tensors=state(99) if last else None))
+    meeting = Meeting(workers)
+    group = [
+        AsyncSource(reader(exchange), Worker(i, meeting), [1])
+        for i, exchange in enumerate(exchanges)
+    ]
+    deadline = time.monotonic() + 60
+    while "rejected" not in caplog.text:
+        assert meeting.boundary(group) == [[]] * workers
+        assert time.monotonic() < deadline, "nobody said that the files differ"
+    said = "peer 1: snapshot of update 20 rejected: the workers of this group read different files"
+    assert [line for line in caplog.messages if "rejected" in line] == [said]
+    # It is not the last one that they use of this peer.
+    for exchange in exchanges:
+        exchange.publish(draft(30))
+    taken = [[]] * workers
+    while not any(taken):
+        taken = meeting.boundary(group)
+        assert time.monotonic() < deadline, "the next snapshot was not used either"
+    for source in group:
+        source.stop()
+    assert taken == [[(30, exchanges[0].manifest(1, 30).sha256)]] * workers
 
 
 def wait_in_lockstep(rank, size, meet, folder, queue):

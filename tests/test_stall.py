@@ -1,14 +1,18 @@
 """What counts as time spent on the exchange, and what a group says that cannot end in order."""
 
+import math
 import time
 
 import pytest
+import torch
 from torch import nn
 
 from fairseq_codistill.codistillation import Codistillation, CodistillationConfig, Group
 from fairseq_codistill.codistillation import workers as workers_module
 from fairseq_codistill.codistillation.membership import Membership
 from fairseq_codistill.exchange import ExchangeError, Store, read_alive
+from fairseq_codistill.vision.logs import Meters
+from fairseq_codistill.vision.world import World
 
 
 @pytest.fixture
@@ -82,3 +86,23 @@ def test_a_group_that_cannot_end_in_order_says_that_it_no_longer_runs(join, monk
     said = read_alive(store, 0)
     assert not said.running
     assert not said.finished
+
+
+class Two(World):
+    """Two workers that have added up the same."""
+
+    def sum(self, tensor):
+        return tensor.mul_(2)
+
+
+def test_images_log_the_stall_of_a_worker_and_not_their_sum(join):
+    side = join(codistill_mode="async")
+    side.at_boundary(0, 1)
+    meters = Meters(Two(rank=0, size=2, device=torch.device("cpu")), codistils=True)
+    for seconds in (1.0, 0.5):
+        side._stall = seconds
+        meters.sums.add_batch(*torch.ones(3), images=4, divergence=None)
+        meters.sums.add_update(side)
+    values = meters.inner()
+    assert values["codistill_stall"] == pytest.approx(1.5)
+    assert values["loss"] == pytest.approx(1 / 4 / math.log(2))

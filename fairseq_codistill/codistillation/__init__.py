@@ -3,6 +3,7 @@
 from fairseq_codistill.codistillation.algorithm import CHANGES, Codistillation
 from fairseq_codistill.codistillation.comparison import factored_is_cheaper
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
+from fairseq_codistill.codistillation.evidence import leave_evidence
 from fairseq_codistill.codistillation.membership import Group
 from fairseq_codistill.codistillation.peer import BuildModel, cuda_devices
 from fairseq_codistill.codistillation.predictions import PredictionExchange
@@ -21,4 +22,5 @@ __all__ = [
     "Teacher",
     "cuda_devices",
     "factored_is_cheaper",
+    "leave_evidence",
 ]

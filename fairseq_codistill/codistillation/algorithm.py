@@ -14,30 +14,22 @@ that it is divided by.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_codistill.codistillation.comparison import Comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
+from fairseq_codistill.codistillation.meeting import meet, warn_of_long_interval
 from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer, cuda_devices
-from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
+from fairseq_codistill.codistillation.sources import Source
 from fairseq_codistill.codistillation.teacher import Teacher
 from fairseq_codistill.codistillation.workers import Workers
-from fairseq_codistill.exchange import (
-    Exchange,
-    ExchangeError,
-    Reader,
-    SnapshotRejected,
-    Store,
-    key_from,
-    warn_of_short,
-)
+from fairseq_codistill.exchange import Reader, SnapshotRejected
 from fairseq_codistill.objective import Output, weight
 from fairseq_codistill.records import get_logger
 
@@ -45,11 +37,6 @@ logger = get_logger(__name__)
 
 # How long the leader may write a checkpoint or validate while the other workers wait for it.
 SAVING_SECONDS = 3600.0
-
-# A peer may have another architecture; a snapshot whose tensors take more bytes than this ratio to
-# the student's is not read, unless it is small by any measure.
-LARGEST_RATIO = 16
-SMALL_BYTES = 2**28
 
 # What can happen to a peer, and to a snapshot of this group ("skipped"), in the log and counted.
 CHANGES = ("first_seen", "refreshed", "stale", "back", "rejected", "skipped")
@@ -65,6 +52,8 @@ class Codistillation:
         group: what this group is to others.
         state: gives the student's current state, names -> tensors.
         teachers: those of ``config.teachers``.
+        directory: the group's save directory, where it remembers what a restart has to know.
+        updates: of the whole run, if that is known.
 
     Raises:
         ConfigError: if the topology does not fit, the exchange is none, another process has this
@@ -79,6 +68,8 @@ class Codistillation:
         group: Group,
         state: Callable[[], Mapping[str, Tensor]],
         teachers: Sequence[Teacher] = (),
+        directory: Path | None = None,
+        updates: int | None = None,
     ) -> None:
         if group.like.device.type == "cpu" and config.codistill_peer_dtype == "float16":
             raise ConfigError(
@@ -119,37 +110,11 @@ class Codistillation:
         self._reader: Reader | None = None
         self._source: Source | None = None
         if config.needs_exchange:
-            self._meet(config, group, state, listens_to)
-
-    def _meet(
-        self,
-        config: CodistillationConfig,
-        group: Group,
-        state: Callable[[], Mapping[str, Tensor]],
-        listens_to: Sequence[int],
-    ) -> None:
-        """Take one's place among the groups of the exchange."""
-        with _naming_the_flag(config):
-            store = Store(str(config.codistill_dir))
-            key = key_from(os.environ)
-            exchange = Exchange(store, config.codistill_run_id, key)
             if self.workers.leader:
-                warn_of_short(key)
-                self._membership = Membership(config, group, state, exchange)
-        self._reader = reader = Reader(
-            exchange,
-            group.seed,
-            group.vocabulary,
-            largest=_largest(state()),
-            prepare=lambda snapshot: self._peers[snapshot.manifest.group].prepare(snapshot),
-            # In lockstep all workers read the same; else what the others get, the leader has.
-            quiet=config.codistill_mode == "lockstep" and not self.workers.leader,
-        )
-        if config.codistill_mode == "lockstep":
-            interval, timeout = config.codistill_interval, config.codistill_timeout
-            self._source = LockstepSource(reader, self.workers, listens_to, interval, timeout)
-        else:
-            self._source = AsyncSource(reader, self.workers, listens_to)
+                warn_of_long_interval(config, updates)
+            place = meet(config, group, state, self.workers, self._peers, directory)
+            self._membership = place.membership
+            self._reader, self._source = place.reader, place.source
 
     # Between two updates.
 
@@ -178,6 +143,8 @@ class Codistillation:
             # The leader may have waited for the exchange: longer than a collective of GPUs waits.
             self.workers.least([1])
         if self._membership is not None:
+            if self.alpha > 0 and self._peers:
+                self._membership.memory.note_expected()
             live = self._live() if self.alpha > 0 else []
             self._membership.tell({p.group: p.update for p in live if p.update is not None})
         self._stall += time.perf_counter() - start
@@ -200,6 +167,16 @@ class Codistillation:
         # The others wait for the leader here, and not in a collective of GPUs, which would give up.
         self.workers.least([1])
         self.workers.close()
+
+    @property
+    def expected_peer(self) -> bool:
+        """Whether the group was to learn from peers, in any of its starts.  The leader's answer."""
+        return self._membership is not None and self._membership.memory.expected_peer
+
+    @property
+    def had_peer(self) -> bool:
+        """Whether the group has had a live peer, in any of its starts.  The leader's answer."""
+        return self._membership is not None and self._membership.memory.had_peer
 
     def say_goodbye(self) -> None:
         """Tell the other groups at once that this process ends, if it has not told them before."""
@@ -338,24 +315,3 @@ def _constant(peer: Peer | Teacher, forward: Callable[[nn.Module], Output]) -> O
     """Give a peer's output, which nothing is learnt through."""
     with torch.no_grad():
         return forward(peer.module)
-
-
-def _largest(state: Mapping[str, Tensor]) -> int:
-    """Give the bytes that a peer's snapshot may have, if this is the student's state."""
-    own = sum(tensor.numel() * max(tensor.element_size(), 4) for tensor in state.values())
-    return max(SMALL_BYTES, LARGEST_RATIO * own)
-
-
-@contextmanager
-def _naming_the_flag(config: CodistillationConfig) -> Iterator[None]:
-    """Tell, at the start, wrong settings from an exchange that cannot be reached just now."""
-    try:
-        yield
-    except ExchangeError as error:
-        raise ConfigError(str(error)) from error
-    except OSError as error:
-        # Not a ConfigError: a restart may find the exchange well again.
-        raise ExchangeError(
-            f"--codistill-dir {config.codistill_dir} cannot be used ({error}); name a folder or "
-            "URI that every group can write"
-        ) from error

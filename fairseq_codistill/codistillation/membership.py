@@ -28,7 +28,7 @@ from fairseq_codistill.exchange import (
     Publisher,
     read_alive,
 )
-from fairseq_codistill.records import get_logger
+from fairseq_codistill.records import Memory, get_logger
 
 logger = get_logger(__name__)
 
@@ -66,6 +66,7 @@ class Membership:
         group: what this group is to others.
         state: gives the student's current state, names -> tensors.
         exchange: of the run.
+        memory: what this group remembers over its restarts.
 
     Raises:
         ConfigError: if two groups have one seed, or (lockstep) different vocabularies.
@@ -79,6 +80,7 @@ class Membership:
         group: Group,
         state: Callable[[], Mapping[str, Tensor]],
         exchange: Exchange,
+        memory: Memory,
     ) -> None:
         self._config = config
         self._group = group
@@ -91,12 +93,16 @@ class Membership:
         self._published: int | None = None
         self._started = False
         self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
-        restarts = int(os.environ.get("CODISTILL_RESTARTS") or 0)
-        self._presence = self._presence_of(restarts)
-        # A restart has passed all this before.  In async mode it does not even need the exchange.
-        self._presence.claim(needed=self._lockstep or restarts == 0)
+        self.memory = memory
+        self.nonce = os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex
+        self._presence = self._presence_of(int(os.environ.get("CODISTILL_RESTARTS") or 0))
+        # A run that has met its exchange has passed all this before.  In async mode its restarts do
+        # not even need the exchange.
+        met_before = memory.met
+        if self._presence.claim(needed=self._lockstep or not met_before):
+            memory.note_met()
         try:
-            for other in range(config.codistill_num_groups) if restarts == 0 else ():
+            for other in range(config.codistill_num_groups) if not met_before else ():
                 if other != config.codistill_group:
                     self._check_fits(other)
         except ConfigError:
@@ -149,6 +155,8 @@ class Membership:
     def tell(self, peers: Mapping[int, int]) -> None:
         """Note the live peers and the updates of their snapshots, for others to see."""
         self._peers = peers
+        if peers:
+            self.memory.note_peer()
 
     def finish(self, update: int, epoch: int) -> None:
         """End: publish the snapshot of the last update, and say that training is over.
@@ -192,7 +200,7 @@ class Membership:
     def _presence_of(self, restarts: int) -> Presence:
         alive = Alive(
             run_id=self._config.codistill_run_id,
-            nonce=os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex,
+            nonce=self.nonce,
             seed=self._group.seed,
             vocabulary=self._group.vocabulary,
             restarts=restarts,

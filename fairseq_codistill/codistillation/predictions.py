@@ -51,6 +51,7 @@ class PredictionExchange:
         self._schedule = config.alpha_schedule()
         self._divergence = config.divergence()
         self._stall = 0.0
+        self._had_peer = False
         made = [0] * groups
         dist.all_gather_object(made, update, group=counterparts)
         if len(set(made)) > 1:
@@ -64,6 +65,16 @@ class PredictionExchange:
     def peers(self) -> list[int]:
         """The groups that this one listens to, unless alpha is 0."""
         return self._listens_to if self.alpha > 0 else []
+
+    @property
+    def expected_peer(self) -> bool:
+        """Whether the group was to learn from others since it was started."""
+        return self._had_peer
+
+    @property
+    def had_peer(self) -> bool:
+        """The same: its peers are there whenever it is."""
+        return self._had_peer
 
     @property
     def weight(self) -> float:
@@ -84,6 +95,7 @@ class PredictionExchange:
         """
         self._update = update
         self.alpha = self._schedule(epoch, update)
+        self._had_peer |= bool(self.peers)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
         """Give the mean over the peers of D(f_j(x), f_i(x)), without ``weight``.

@@ -27,6 +27,14 @@ class Seam(Protocol):
     def staleness(self) -> float | None:
         """Mean over the live peers of how many updates old they are; None if none has an age."""
 
+    @property
+    def expected_peer(self) -> bool:
+        """Whether the group was to learn from peers, in any of its starts.  The leader's answer."""
+
+    @property
+    def had_peer(self) -> bool:
+        """Whether the group has had a live peer, in any of its starts.  The leader's answer."""
+
     def at_boundary(self, update: int, epoch: int) -> None:
         """Do what is due before an update.  A collective of the group's workers."""
 

@@ -192,12 +192,16 @@ class AsyncSource:
         for peer in self._peers:
             low, high, digest_low, digest_high, leads, given_up = (next(least) for _ in range(6))
             snapshot = held[peer]
-            agreed = snapshot is not None and low == -high and digest_low == -digest_high
+            of_one_update = snapshot is not None and low == -high
+            agreed = of_one_update and digest_low == -digest_high
             if snapshot is not None and agreed:
                 taken.append(snapshot)
             if self._workers.leader:
+                if snapshot is not None and of_one_update and not agreed:
+                    # It was replaced between two workers' reads, and nobody reads it again.
+                    self.refuse(snapshot, _DIFFERENT_FILES)
                 # Another worker may be unable to get it: it may have been deleted since.
-                if snapshot is not None and (agreed or given_up == leads):
+                if snapshot is not None and (of_one_update or given_up == leads):
                     self._prefetcher.look(peer, above=leads)
             elif agreed:
                 self._prefetcher.rest(peer)
@@ -230,3 +234,5 @@ class AsyncSource:
 
 # More than any update: what the least of all workers' numbers never is, if the leader has one.
 _NONE = 2**62
+
+_DIFFERENT_FILES = SnapshotRejected("the workers of this group read different files")

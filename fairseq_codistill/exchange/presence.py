@@ -54,24 +54,30 @@ class Presence:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="codistill-heartbeat", daemon=True)
 
-    def claim(self, needed: bool = True) -> None:
+    def claim(self, needed: bool = True) -> bool:
         """Take the index, or refuse if a live process has it, and begin the heartbeat.
 
-        The other process is observed for one heartbeat and a half, so that neither a process
+        The first heartbeat is read back: an exchange that takes bytes and does not return them is
+        none.  The other process is observed for one heartbeat and a half, so that neither a process
         killed a moment ago nor a clock that is off counts as alive.
 
         Args:
             needed: whether to insist on an exchange that answers.
 
+        Returns:
+            Whether the exchange has answered.
+
         Raises:
             ExchangeError: if another process of this index lives.
-            OSError: if the exchange cannot be written, and that is needed.
+            OSError: if the exchange cannot be written and read, and that is needed.
         """
+        met = True
         try:
             within(ANSWER_SECONDS, self._take)
         except OSError as error:
             if needed:
                 raise
+            met = False
             logger.warning(
                 "the exchange cannot be used now (%s: %s); training goes on without it until it "
                 "can be",
@@ -79,6 +85,7 @@ class Presence:
                 error,
             )
         self._thread.start()
+        return met
 
     def _take(self) -> None:
         before = read_alive(self._store, self._group)
@@ -97,6 +104,13 @@ class Presence:
                     "group an index of its own or stop the other process"
                 )
         self._write()
+        back = read_alive(self._store, self._group)
+        if back is None or back.nonce != self._alive.nonce:
+            found = "nothing that can be read" if back is None else "another process's"
+            raise OSError(
+                f"{group_folder(self._group)}/{NAME} was written to {self._store.uri} and could "
+                f"not be read back: there is {found}"
+            )
 
     def release(self, finished: bool) -> None:
         """Say that the process ends, and stop the heartbeat; what is said first stands."""

@@ -13,6 +13,7 @@ from fairseq_codistill.launch import checkpoints
 from fairseq_codistill.launch.checkpoints import Resume
 from fairseq_codistill.launch.devices import Devices
 from fairseq_codistill.launch.dialects import Dialect, Settings
+from fairseq_codistill.records.address import check_address
 
 # fairseq derives dropout from seed + update and shuffling from seed + epoch: neighbouring seeds
 # would replay each other.
@@ -217,6 +218,22 @@ def exchange_folder(plan: Plan, group: int) -> Path | None:
     if named is None:
         return plan.out / "exchange"
     return None if "://" in named or "::" in named else Path(named).expanduser()
+
+
+def check_exchanges(plan: Plan) -> None:
+    """Make sure that every group's exchange has an address that may be used and written down.
+
+    Raises:
+        UserError: if one has not.
+    """
+    for group in range(plan.groups):
+        named = _named_exchange(plan, plan.flags.get(group, ()))
+        if named is None or plan.groups == 1:
+            continue
+        try:
+            check_address(named)
+        except ValueError as error:
+            raise UserError(f"--codistill-dir {error}") from None
 
 
 def is_lockstep(plan: Plan) -> bool:

@@ -53,6 +53,14 @@ class Dialect(ABC):
     def without(self, arguments: Sequence[str], keys: Iterable[str]) -> list[str]:
         """Give ``arguments`` without those that set any of ``keys``."""
 
+    def refuse_several_jobs(self) -> None:
+        """Make sure that the program trains one model, and not one after the other.
+
+        Raises:
+            UserError: if it would.
+        """
+        return
+
     def read_default(self, key: str) -> str | None:
         """Give the value that ``key`` has from a configuration file, or None."""
         return None
@@ -158,6 +166,17 @@ class FairseqHydraTrain(Dialect):
         left_out = set(keys)
         return [argument for argument in arguments if _override(argument)[0] not in left_out]
 
+    def refuse_several_jobs(self) -> None:
+        """Refuse hydra's multirun, whose jobs would train one after the other in one directory."""
+        for argument in self.arguments:
+            name = argument.partition("=")[0]
+            # argparse takes the beginning of a flag for the flag.
+            if name == "-m" or (len(name) > 3 and "--multirun".startswith(name)):
+                raise UserError(f"{argument}: {_NO_MULTIRUN}")
+        mode = self.value("hydra.mode")
+        if mode is not None and mode.rpartition(".")[2].upper() == "MULTIRUN":
+            raise UserError(f"hydra.mode={mode}: {_NO_MULTIRUN}")
+
     def read_default(self, key: str) -> str | None:
         """Look ``key`` up in the YAML file that the command line names."""
         folder = self._option("--config-dir", "-cd") or self._option("--config-path", "-cp")
@@ -191,6 +210,11 @@ class FairseqHydraTrain(Dialect):
                 return value if equals else next(iter(self.arguments[position + 1 :]), None)
         return None
 
+
+_NO_MULTIRUN = (
+    "launch cannot run a hydra multirun, whose jobs would go on from each other's checkpoints; "
+    "launch each job by itself, with an --out of its own"
+)
 
 PROGRAMS: dict[str, type[Dialect]] = {
     "fairseq-train": FairseqTrain,

@@ -1,36 +1,123 @@
-"""That a group has reached the end of its command, remembered over launches.
+"""Whether a group has reached its end: on what evidence, and remembered over launches.
 
-fairseq, started again on a checkpoint that has all its updates, makes one update more; and peers
-in lockstep would wait for its snapshots.
+An exit status of 0 is no evidence: fairseq ends with it when it finds no GPU to start a worker on.
+The group's leader leaves ``ended.json`` at its orderly end (``records.ended``), and launch wants
+it: of this run, of this group's nonce, written since the process was started, and not
+contradicted by the log or by ``alive.json``.
+
+The mark ``finished.json`` keeps that evidence with the command that it belongs to.  fairseq,
+started again on a checkpoint that has all its updates, makes one update more; and peers in lockstep
+would wait for its snapshots.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from fairseq_codistill.records import Alive, Ended, read_ended, read_object, write_file
+from fairseq_codistill.records.ended import NAME
+
+MARK = "finished.json"
+FORMAT = 1
+
 
 class Finished:
-    """The mark of one group.
+    """The evidence and the mark of one group.
 
     Args:
-        folder: the group's.
+        folder: the group's directory.
         command: what the user asked this group to run; with another one the mark means nothing.
+        run_id: of the run.
+        nonce: of the group's processes.
+
+    Attributes:
+        missed_its_peers: whether the group has finished without ever having had a live peer,
+            although it was to learn from some.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str]) -> None:
-        self._file = folder / "finished.json"
+    def __init__(self, folder: Path, command: Sequence[str], run_id: str, nonce: str) -> None:
+        self._folder = folder
         self._command = list(command)
+        self._run_id = run_id
+        self._nonce = nonce
+        self._before: Ended | None = None
+        self._ended: Ended | None = None
+        self._marked = False
+        self.missed_its_peers = False
 
     @property
     def reached(self) -> bool:
         """Whether the group has finished this very command before."""
         try:
-            return bool(json.loads(self._file.read_text()) == self._command)
-        except (FileNotFoundError, ValueError):
+            mark = read_object(self._folder / MARK)
+        except (OSError, ValueError):
+            # There is none, it was written by an earlier version, or somebody else.
             return False
+        if mark.get("format") != FORMAT or mark.get("command") != self._command:
+            return False
+        if (mark.get("run_id"), mark.get("nonce")) != (self._run_id, self._nonce):
+            return False
+        self.missed_its_peers = mark.get("missed_its_peers") is True
+        self._marked = True
+        return True
+
+    def forget(self) -> None:
+        """Before a start: remove the evidence of earlier processes, or note it if that fails."""
+        self._before = self._ended = None
+        try:
+            (self._folder / NAME).unlink(missing_ok=True)
+        except OSError:
+            try:
+                self._before = read_ended(self._folder)
+            except (OSError, ValueError):
+                return
+
+    def missing(self, logged_update: int | None, alive: Alive | None) -> str | None:
+        """After a process has ended with status 0: return why it has not finished, or None.
+
+        Args:
+            logged_update: the highest update in the log since the start, if it can be read.
+            alive: the group's heartbeat, if it can be read.
+        """
+        place = self._folder / NAME
+        try:
+            ended = read_ended(self._folder)
+        except (OSError, ValueError) as error:
+            return f"its evidence of having trained to the end cannot be used: {error}"
+        if ended is None or ended == self._before:
+            return (
+                f"it has left no {place}, so it has not trained to its end. Either it has trained "
+                "nothing (see its log: the data, the GPUs, what the command does), or the file "
+                "could not be written"
+            )
+        if (ended.run_id, ended.nonce) != (self._run_id, self._nonce):
+            return f"{place} is of another run or process"
+        if logged_update is not None and logged_update > ended.update:
+            return f"{place} says update {ended.update}, and the log has update {logged_update}"
+        ours = alive is not None and (alive.run_id, alive.nonce) == (self._run_id, self._nonce)
+        if alive is not None and ours and alive.update > ended.update:
+            return f"{place} says update {ended.update}, and alive.json says {alive.update}"
+        self._ended = ended
+        self.missed_its_peers = ended.missed_its_peers
+        return None
 
     def note(self) -> None:
-        """Set the mark."""
-        self._file.write_text(json.dumps(self._command) + "\n")
+        """Set the mark, once there is evidence, unless it is set.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if self._marked or self._ended is None:
+            return
+        content = {
+            "format": FORMAT,
+            "run_id": self._run_id,
+            "nonce": self._nonce,
+            "command": self._command,
+            "missed_its_peers": self.missed_its_peers,
+            "ended": dataclasses.asdict(self._ended),
+        }
+        write_file(self._folder / MARK, content)
+        self._marked = True

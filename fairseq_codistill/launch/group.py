@@ -8,16 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairseq_codistill import sigterm
+from fairseq_codistill import statuses
+from fairseq_codistill.launch.background import Look
 from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.guard import Guard
-from fairseq_codistill.launch.process import Process
+from fairseq_codistill.launch.process import NoSuchProgram, Process
 from fairseq_codistill.launch.progress import LogReader, Progress, live_line
 from fairseq_codistill.launch.pulse import Pulse
+from fairseq_codistill.launch.retry import Retry
 
 _CONFIG_ERROR = "codistill: error:"
 _LONGEST_BACKOFF = 30.0
+_START_AGAIN_SECONDS = 5.0
+# How long to wait for a log or a heartbeat that a file system does not return.
+_LAST_LOOK_SECONDS = 2.0
 
 
 class State(enum.Enum):
@@ -27,12 +32,13 @@ class State(enum.Enum):
     RUNNING = "running"
     STOPPING = "stopping"
     FINISHED = "finished"
+    UNPROVEN = "failed"
     GAVE_UP = "gave up"
     REFUSED = "refused"
     STOPPED = "stopped"
 
 
-_OVER = {State.FINISHED, State.GAVE_UP, State.REFUSED, State.STOPPED}
+_OVER = {State.FINISHED, State.UNPROVEN, State.GAVE_UP, State.REFUSED, State.STOPPED}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Group:
         log: the first worker's log.
         patience: how often and how long to try.
         announce: prints a line for the user.
-        finished: the mark of its end; a group that has it is not started.
+        finished: the evidence of its end, and the mark; a group that has it is not started.
         pulse: tells whether it hangs.
         guard: ends its processes should this one be killed.
     """
@@ -81,10 +87,13 @@ class Group:
         self._in_vain = 0
         self.progress = Progress()
         self._start = start
-        self._reader = LogReader(log, self.progress)
+        self._log = log
+        self._reader: LogReader | None = None
+        self._log_read = Look(lambda: None, None)
         self._patience = patience
         self._announce = announce
         self._finished = finished
+        self._mark = Retry(f"the mark that {name} has finished", finished.note, announce)
         self.pulse = pulse
         self._guard = guard
         self._processes: list[Process] = []
@@ -95,6 +104,12 @@ class Group:
         self._ever_trained = False
         self._last_words: str | None = None
         self._told_to_stop = False
+        self._cannot_start: str | None = None
+
+    @property
+    def missed_its_peers(self) -> bool:
+        """Whether it has finished without ever having had a live peer, although it should have."""
+        return self._finished.missed_its_peers
 
     @property
     def over(self) -> bool:
@@ -108,13 +123,22 @@ class Group:
     def step(self, now: float) -> None:
         """Do what is due."""
         self._read_log()
-        self.pulse.look(now, self.progress.lines, self.progress.trained, self.progress.update)
-        if self.state is State.WAITING and now >= self._start_at:
+        progress = self.progress
+        readable = self._reader is None or self._reader.readable
+        self.pulse.look(now, progress.lines, progress.trained, progress.update, readable)
+        if self.state is State.FINISHED:
+            self._mark.try_now(now)
+        elif self.state is State.WAITING and now >= self._start_at:
             self._run(now)
         elif self.state is State.RUNNING:
             self._watch(now)
         elif self.state is State.STOPPING:
             self._see_off(now)
+
+    def settle(self) -> None:
+        """At the end of launch: try once more to set the mark."""
+        if self.state is State.FINISHED:
+            self._mark.try_now()
 
     def hangs(self, now: float) -> bool:
         """Tell whether it runs and makes no progress."""
@@ -141,8 +165,12 @@ class Group:
         for process in self._processes:
             process.wait()
 
-    def _read_log(self) -> None:
-        self._reader.poll()
+    def _read_log(self, patience: float | None = None) -> None:
+        """Read what is new in the log; with ``patience`` all that is there, in so many seconds."""
+        if patience is None:
+            self._log_read.newest()
+        else:
+            self._log_read.last(patience)
         self._ever_trained |= self.progress.trained
 
     def _run(self, now: float) -> None:
@@ -150,10 +178,33 @@ class Group:
         self._hung = False
         self.progress.restart()
         self.pulse.restart(now)
+        self._finished.forget()
         # One by one: should a start fail, kill() must know those before it.
         self._processes = []
-        for worker in self._start(self.restarts):
-            self._processes.append(Process(worker, self._guard))
+        try:
+            for worker in self._start(self.restarts):
+                self._processes.append(Process(worker, self._guard))
+            descriptor = self._processes[0].duplicate_log()
+        except OSError as error:
+            # Its directory may be away for a moment, or the machine short of memory.
+            self.kill()
+            self._processes = []
+            reason = str(error)
+            if isinstance(error, NoSuchProgram):
+                self.state = State.REFUSED
+                self._announce(f"{self.name} cannot be started: {reason}")
+                return
+            self._start_at = now + _START_AGAIN_SECONDS
+            if reason != self._cannot_start:
+                self._announce(
+                    f"{self.name} cannot be started ({reason}); trying again every "
+                    f"{_START_AGAIN_SECONDS:g} s"
+                )
+            self._cannot_start = reason
+            return
+        self._cannot_start = None
+        self._reader = LogReader(descriptor, self._processes[0].log_start, self.progress)
+        self._log_read = Look(self._reader.poll, None)
         self.state = State.RUNNING
 
     def _watch(self, now: float) -> None:
@@ -163,8 +214,23 @@ class Group:
             self._failed = failed[0]
             self._terminate(now)
         elif all(status == 0 for status in statuses):
-            self._finished.note()
+            self._end()
+
+    def _end(self) -> None:
+        """All of its processes have ended with 0: has it finished?"""
+        self._read_log(_LAST_LOOK_SECONDS)
+        logged = self.progress.reached
+        alive = self.pulse.last_heartbeat(_LAST_LOOK_SECONDS)
+        missing = self._finished.missing(logged, alive)
+        if missing is None:
             self.state = State.FINISHED
+            self._mark.try_now()
+            return
+        self.state = State.UNPROVEN
+        self._announce(
+            f"{self.name} ended with status 0, but {missing}; it counts as failed and is not "
+            f"started again; its log is {self._log}"
+        )
 
     def _terminate(self, now: float) -> None:
         for process in self._processes:
@@ -182,7 +248,7 @@ class Group:
                     process.signal(signal.SIGKILL)
             return
         # The last lines of the log came after the last look at it.
-        self._read_log()
+        self._read_log(_LAST_LOOK_SECONDS)
         if self._told_to_stop or self._failed is None:
             self.state = State.STOPPED
         else:
@@ -226,7 +292,8 @@ class Group:
         if self._hung:
             return f"has made no update for {self.pulse.timeout:g} s"
         if number := _signal(status):
-            return f"was killed by {signal.Signals(number).name}"
+            known = number in [one.value for one in signal.Signals]
+            return f"was killed by {signal.Signals(number).name if known else f'signal {number}'}"
         return f"ended with status {status}"
 
 
@@ -234,4 +301,4 @@ def _signal(status: int | None) -> int:
     """Give the signal that ended a process, or 0; some say it as a shell does."""
     if status is not None and status < 0:
         return -status
-    return signal.SIGTERM if status == sigterm.STATUS else 0
+    return signal.SIGTERM if status == statuses.TERMINATED else 0

@@ -1,24 +1,22 @@
 """Whether a group gets on: when its update count or its log last moved.
 
-The update comes from the group's ``alive.json``, where the exchange is a folder.  Its time says
+The update comes from the group's ``alive.json``, where the exchange is a directory.  Its time says
 nothing: a thread in the background goes on writing it while training hangs.  Of an exchange that
-is no folder launch sees nothing, and takes the log alone, which speaks at fairseq's log interval.
+is no directory launch sees nothing, and takes the log alone, which speaks at fairseq's log
+interval.  Where neither can be read nothing is known, and nothing is held against the group.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import stat
-import threading
 from pathlib import Path
+
+from fairseq_codistill.launch.background import Look
+from fairseq_codistill.records import Alive, read_alive_file
 
 # Within this a group must have made an update after a start, if the timeout is not longer anyway:
 # libraries and data are loaded first, and a checkpoint.
 START_SECONDS = 600.0
 _LOOK_EVERY = 0.5
-_ANSWER_SECONDS = 0.2
-_LARGEST = 1024 * 1024
 
 
 class Pulse:
@@ -39,15 +37,21 @@ class Pulse:
         self._trains = False
         self._moved_at = 0.0
         self._look_at = 0.0
-        self._reading: threading.Thread | None = None
-        self._last_told: int | None = None
+        self._told: Look[Alive | None] = Look(self._read, None)
 
     def restart(self, now: float) -> None:
         """Take what follows for a new start."""
         self._moved_at = now
         self._trains = False
 
-    def look(self, now: float, lines: int, trained: bool, logged_update: int | None) -> None:
+    def look(
+        self,
+        now: float,
+        lines: int,
+        trained: bool,
+        logged_update: int | None,
+        readable: bool = True,
+    ) -> None:
         """Look for progress.
 
         Args:
@@ -55,6 +59,7 @@ class Pulse:
             lines: lines of the log so far.
             trained: whether the log shows any training since the start.
             logged_update: the newest update in the log.
+            readable: whether the log can be read.
         """
         if lines != self._lines:
             self._lines = lines
@@ -63,9 +68,10 @@ class Pulse:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_EVERY
-        update = self._told()
-        if update is None:
-            update = logged_update
+        told = self.heartbeat()
+        if told is None and not readable:
+            self.hold(now)
+        update = logged_update if told is None else told.update
         if update is not None and update != self.update:
             # A process begins with 0, and goes on from where its checkpoint was.
             self._trains |= 0 < (self.update or 0) < update
@@ -83,34 +89,18 @@ class Pulse:
         patience = self.timeout if self._trains else max(self.timeout, START_SECONDS)
         return now - self._moved_at > patience
 
-    def _told(self) -> int | None:
-        """Give what ``alive.json`` said when it was last read, which may have been a while ago."""
-        if self._alive is None:
-            return None
-        if self._reading is None or not self._reading.is_alive():
-            # On a thread of its own: a file system that hangs must not keep launch.
-            self._reading = threading.Thread(target=self._read, args=(self._alive,), daemon=True)
-            self._reading.start()
-            self._reading.join(timeout=_ANSWER_SECONDS)
-        return self._last_told
+    def heartbeat(self) -> Alive | None:
+        """Return what ``alive.json`` said when it was last read; None if it said nothing."""
+        return None if self._alive is None else self._told.newest()
 
-    def _read(self, alive: Path) -> None:
-        try:
-            fields = json.loads(_content(alive))
-            update = fields["update"] if fields["run_id"] == self._run_id else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            # Not there yet, gone for the moment, or somebody wrote nonsense: the log remains.
-            update = None
-        self._last_told = update if type(update) is int else None
+    def last_heartbeat(self, patience: float) -> Alive | None:
+        """Return what ``alive.json`` says now, if it can be read within ``patience`` seconds."""
+        return None if self._alive is None else self._told.last(patience)
 
-
-def _content(path: Path) -> bytes:
-    """Read a small file that anybody who can write to the exchange may have made."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no regular file")
-        return file.read(_LARGEST)
+    def _read(self) -> Alive | None:
+        assert self._alive is not None
+        alive = read_alive_file(self._alive)
+        return alive if alive is not None and alive.run_id == self._run_id else None
 
 
 def awaits_another(own: Pulse, others: list[tuple[Pulse, bool]]) -> bool:

@@ -10,12 +10,12 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fairseq_codistill import __version__, installed
 from fairseq_codistill.errors import UserError
@@ -38,21 +38,54 @@ class Identity:
 
 
 @contextmanager
-def only_launch(out: Path) -> Iterator[None]:
+def only_launch(out: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of ``out``, which a process that dies gives back by itself.
 
+    Args:
+        out: the run's directory.
+        warn: is told if the file system has no locks; launch goes on without one.
+
     Raises:
-        UserError: if another launch holds it.
+        UserError: if another launch holds it, or ``out`` cannot be made.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "launch.lock").open("w") as lock:
+    try:
+        out.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}; name another") from None
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context((out / "launch.lock").open("w"))
+            _lock(lock)
         except BlockingIOError:
             raise UserError(
-                f"--out {out} is in use by another launch; wait for it or choose another folder"
+                f"--out {out} is in use by another launch; wait for it or choose another directory"
             ) from None
+        except OSError as error:
+            warn(
+                f"{out / 'launch.lock'} cannot be locked ({error.strerror}); see to it that no "
+                "second launch runs on this --out"
+            )
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file.
+
+    Raises:
+        BlockingIOError: if it is locked.
+        OSError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        try:
+            # Some network file systems have these and not those.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except PermissionError as error:
+            # As POSIX allows, for EAGAIN.
+            raise BlockingIOError(error.errno, error.strerror) from error
 
 
 def identity(out: Path, groups: int) -> Identity:

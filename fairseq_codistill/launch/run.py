@@ -16,6 +16,7 @@ from fairseq_codistill.launch.commands import (
     Plan,
     Worker,
     as_shell,
+    check_exchanges,
     exchange_folder,
     is_lockstep,
     parse_group_flags,
@@ -28,9 +29,10 @@ from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import Group, Patience
 from fairseq_codistill.launch.guard import Guard
 from fairseq_codistill.launch.process import starts_so_far
-from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import Pulse
+from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.launch.supervise import supervise
+from fairseq_codistill.launch.view import LiveView
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,21 @@ def launch(options: Options) -> int:
     Raises:
         UserError: if something about ``options`` is wrong.
     """
-    view = LiveView(sys.stdout)
-    with record.only_launch(options.out.absolute()):
+    out = options.out.absolute()
+    view = LiveView(sys.stdout, log=out / "launch.log")
+    with record.only_launch(out, view.announce):
         plan = make_plan(options)
         plan = replace(plan, dialect=_with_program(plan.dialect))
         ports = Ports()
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
-        record.write(plan.out, who, options.command, first, options.for_the_record())
+        written = Retry(
+            f"{plan.out / 'launch.json'}",
+            lambda: record.write(plan.out, who, options.command, first, options.for_the_record()),
+            view.announce,
+        )
+        written.try_now()
         view.announce(f"run {plan.run_id} in {plan.out}: {plan.groups} group(s), {plan.devices}")
         patience = Patience(max_restarts=options.max_restarts)
         guard = Guard()
@@ -119,13 +127,18 @@ def launch(options: Options) -> int:
                     start.first[0].log,
                     patience,
                     view.announce,
-                    Finished(plan.folder(i), [*options.command, *plan.flags.get(i, ())]),
+                    Finished(
+                        plan.folder(i),
+                        [*options.command, *plan.flags.get(i, ())],
+                        plan.run_id,
+                        plan.nonces[i],
+                    ),
                     _pulse(plan, i, options.hang_timeout),
                     guard,
                 )
                 for i, start in enumerate(starts)
             ]
-            return supervise(groups, view, is_lockstep(plan))
+            return supervise(groups, view, is_lockstep(plan), [written])
         finally:
             guard.close()
 
@@ -137,6 +150,7 @@ def make_plan(options: Options) -> Plan:
         UserError: if something about ``options`` is wrong.
     """
     dialect = recognise(options.command)
+    dialect.refuse_several_jobs()
     out = options.out.absolute()
     gpus = [] if dialect.is_on("common.cpu") else find_gpus(os.environ)
     who = record.identity(out, options.groups)
@@ -152,6 +166,7 @@ def make_plan(options: Options) -> Plan:
     )
     # Before anything is written or started.
     seeds(plan)
+    check_exchanges(plan)
     return plan
 
 

@@ -1,7 +1,7 @@
 """Keeps groups of processes running to their end, and ends them all cleanly.
 
 It knows nothing of fairseq but how a process says that its settings are wrong (see
-``process.CONFIG_STATUS``); what to start comes from outside.
+``statuses.CONFIG``); what to start comes from outside.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from fairseq_codistill import statuses
 from fairseq_codistill.launch.group import Group, State
-from fairseq_codistill.launch.process import CONFIG_STATUS
-from fairseq_codistill.launch.progress import LiveView
 from fairseq_codistill.launch.pulse import awaits_another
+from fairseq_codistill.launch.retry import Retry
+from fairseq_codistill.launch.view import LiveView
 
 _TICK = 0.1
+# Seconds between two rounds that tell of more than a busy machine.
+_ASLEEP = 10.0
 
 
 class Interrupt:
@@ -45,7 +48,12 @@ class Interrupt:
         self.first = self.first or number
 
 
-def supervise(groups: Sequence[Group], view: LiveView, lockstep: bool = False) -> int:
+def supervise(
+    groups: Sequence[Group],
+    view: LiveView,
+    lockstep: bool = False,
+    chores: Sequence[Retry] = (),
+) -> int:
     """Run ``groups`` to their end.
 
     The first Ctrl-C (or SIGTERM, SIGHUP) ends all with SIGTERM and, after a grace, SIGKILL; the
@@ -55,16 +63,24 @@ def supervise(groups: Sequence[Group], view: LiveView, lockstep: bool = False) -
         groups: all groups of the run.
         view: shows them.
         lockstep: whether groups wait for each other.
+        chores: small files that are to be written, sooner or later.
 
     Returns:
-        The exit status: 0 if every group finished, 2 if the settings of one were wrong, 128 + the
-        signal's number (130 for Ctrl-C) if a signal ended them, otherwise 1.
+        The exit status: 0 if every group finished, 3 if all have and one never had a peer that it
+        was to learn from, 2 if the settings of one were wrong, 128 + the signal's number (130 for
+        Ctrl-C) if a signal ended them, otherwise 1.
     """
     with Interrupt() as interrupt:
         stopping = False
+        complaints: set[str] = set()
+        now = time.monotonic()
         try:
             while not all(group.over for group in groups):
-                now = time.monotonic()
+                before, now = now, time.monotonic()
+                if now - before > _ASLEEP:
+                    # This process was stopped, or the machine slept, and the groups with it.
+                    for group in groups:
+                        group.pulse.hold(now)
                 if interrupt.count > 1:
                     for group in groups:
                         group.kill()
@@ -76,24 +92,47 @@ def supervise(groups: Sequence[Group], view: LiveView, lockstep: bool = False) -
                 for group in groups:
                     if stopping:
                         group.stop(now)
-                    group.step(now)
+                    _step(group, now, view, complaints)
                 for group in groups if not stopping else []:
                     if lockstep and _awaits_another(group, groups):
                         group.pulse.hold(now)
                     elif group.hangs(now):
                         group.give_up_waiting(now)
+                for chore in chores:
+                    chore.try_now(now)
                 view.show([group.line() for group in groups], now)
                 time.sleep(_TICK)
         finally:
             # Nothing outlives this function, whatever ends it.
             for group in groups:
                 group.kill()
+        for group in groups:
+            group.settle()
+        alone = [group.name for group in groups if group.missed_its_peers]
+        if alone:
+            view.announce(
+                f"{', '.join(alone)} never had a live peer: trained alone to the end, though it "
+                "was to learn from others. See its log: the exchange, --codistill-interval "
+                "beside the number of updates, rejected snapshots"
+            )
         view.show([group.line() for group in groups], time.monotonic(), final=True)
     if all(group.state is State.FINISHED for group in groups):
-        return 0
+        return statuses.NO_PEERS if alone else statuses.FINISHED
     if interrupt.first is not None:
         return 128 + interrupt.first
-    return CONFIG_STATUS if any(group.state is State.REFUSED for group in groups) else 1
+    refused = any(group.state is State.REFUSED for group in groups)
+    return statuses.CONFIG if refused else statuses.FAILED
+
+
+def _step(group: Group, now: float, view: LiveView, complaints: set[str]) -> None:
+    """Let a group do what is due; an error of launch's own costs that group nothing."""
+    try:
+        group.step(now)
+    except Exception as error:  # noqa: BLE001 - whatever it is, groups live on; tried again
+        complaint = f"{group.name}: an error of launch itself ({type(error).__name__}: {error})"
+        if complaint not in complaints:
+            complaints.add(complaint)
+            view.announce(f"{complaint}; it goes on")
 
 
 def _awaits_another(group: Group, groups: Sequence[Group]) -> bool:

@@ -8,6 +8,7 @@ has opened, and reads a bounded number of bytes.  ``write_file`` replaces a file
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -27,6 +28,32 @@ class Unreadable(ValueError):
     """A file is there, and is not what it must be; the message is the reason."""
 
 
+def open_regular(path: Path, follow: bool = False) -> io.FileIO:
+    """Open a regular file for reading, without waiting for anybody.
+
+    Args:
+        path: the file.
+        follow: its last component may be a link, to a regular file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        Unreadable: if it is a directory, a pipe or a device, or a link that is not followed.
+        OSError: if it cannot be opened.
+    """
+    # Looked at before it is opened, as opening a device may do something.
+    _must_be_regular(os.stat(path) if follow else os.lstat(path), path)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    file = io.FileIO(os.open(path, flags), "rb")
+    try:
+        _must_be_regular(os.fstat(file.fileno()), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def read_file(path: Path, limit: int = LARGEST) -> bytes:
     """Return the content of a regular file.
 
@@ -39,14 +66,10 @@ def read_file(path: Path, limit: int = LARGEST) -> bytes:
         Unreadable: if it is a link, a directory, a pipe or a device, or larger than ``limit``.
         OSError: if it cannot be read.
     """
-    # Looked at before it is opened, as opening a device may do something.
-    _must_be_regular(os.lstat(path), path)
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags), "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        _must_be_regular(status, path)
-        if status.st_size > limit:
-            raise Unreadable(f"{path} has {status.st_size} bytes, more than {limit}")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise Unreadable(f"{path} has {size} bytes, more than {limit}")
         data = b""
         while len(data) <= limit and (chunk := file.read(min(limit + 1 - len(data), 1 << 20))):
             data += chunk
@@ -77,7 +100,15 @@ def write_file(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: if it cannot be written; the file before stays.
     """
-    data = (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file: a reader finds the file before or this one, after a crash too.
+
+    Raises:
+        OSError: if it cannot be written; the file before stays.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)

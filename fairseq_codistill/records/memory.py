@@ -1,9 +1,9 @@
 """``codistill.json``: what a group has to remember over its restarts.
 
 It lies in the group's save directory, beside the checkpoints, so that it goes where the run goes.
-Two facts cannot be told from anything else once a process has died: that this run has met its
-exchange, so that an async restart may do without one for a while; and that the group has had a
-live peer.
+Three facts cannot be told from anything else once a process has died: that this run has met its
+exchange, so that an async restart may do without one for a while; that the group was to learn from
+peers; and that it has had a live one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,18 @@ class Memory:
         before = self._read()
         self.met = before.get("met") == exchange and exchange != ""
         self.had_peer = before.get("had_peer") is True
+        self.expected_peer = before.get("expected_peer") is True
 
     def note_met(self) -> None:
         """Remember that the exchange has been met."""
         if not self.met:
             self.met = True
+            self._write()
+
+    def note_expected(self) -> None:
+        """Remember that the group is to learn from peers, as its alpha is above 0."""
+        if not self.expected_peer:
+            self.expected_peer = True
             self._write()
 
     def note_peer(self) -> None:
@@ -61,14 +68,16 @@ class Memory:
         except (OSError, ValueError) as error:
             logger.warning("%s cannot be read, and is not used: %s", self._path, error)
             return {}
-        ours = all(content.get(name) == value for name, value in self._key.items())
+        found = [(name, content.get(name)) for name in self._key]
+        # The type too: True equals 1.
+        ours = all(type(v) is type(self._key[n]) and v == self._key[n] for n, v in found)
         return content if ours else {}
 
     def _write(self) -> None:
         if self._path is None:
             return
-        content = {**self._key, "met": self._exchange if self.met else None}
-        content["had_peer"] = self.had_peer
+        content: dict[str, object] = {**self._key, "met": self._exchange if self.met else None}
+        content |= {"expected_peer": self.expected_peer, "had_peer": self.had_peer}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_file(self._path, content)

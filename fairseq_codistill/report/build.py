@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from fairseq_codistill.report import labels as grouping
@@ -99,8 +98,10 @@ def _odd(label: Label) -> list[str]:
             said.append(f"{name}: {lines} could not be read and are left out.")
         if not log.inner:
             said.append(f"{name}: no line within an epoch; training is shown as epochs' means.")
-        for line in [*log.train, *log.valid]:
-            if not math.isfinite(line.values.get("loss", 0.0)):
-                said.append(f"{name}: a loss that is not finite, first at update {line.update}.")
-                break
+        odd = next(
+            (o for o in (line.not_finite for line in [*log.train, *log.valid]) if o is not None),
+            None,
+        )
+        if odd is not None:
+            said.append(f"{name}: a loss that is not finite, first at update {odd}.")
     return said

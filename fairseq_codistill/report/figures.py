@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, median
 
-from fairseq_codistill.report.logs import Line, Log
-
-NLL = ("nll_loss", "loss")
+from fairseq_codistill.report.logs import Log
+from fairseq_codistill.report.thinning import Line, elapsed
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,17 @@ class Spread:
 
 
 def measure(log: Log) -> Figures:
-    """Work out the numbers of one model."""
-    validated = [(nll, line.update) for line in log.valid if (nll := _nll(line)) is not None]
-    finite = [one for one in validated if math.isfinite(one[0])]
-    best = min(finite, default=None)
+    """Work out the numbers of one model.
+
+    Of a log so long that its lines were merged (``thinning``), the rates' medians are those of a
+    sample; all the rest is as of every single line.
+    """
+    validated = [(nll, line.update) for line in log.valid if (nll := line.nll) is not None]
+    best = min((found for line in log.valid if (found := line.best_nll) is not None), default=None)
     top1 = _all(log.valid, "top1")
+    best_top1 = [share for line in log.valid if (share := line.best_top1) is not None]
     train = log.train
-    seconds = _seconds(train)
+    seconds = elapsed(train)
     stalls = _all(train, "codistill_stall")
     ages = _all(train, "codistill_staleness")
     alphas = _all(train, "codistill_alpha")
@@ -71,14 +74,14 @@ def measure(log: Log) -> Figures:
         best_nll=best[0] if best else None,
         best_update=best[1] if best else None,
         last_nll=validated[-1][0] if validated else None,
-        best_top1=max(top1, default=None),
+        best_top1=max(best_top1, default=None),
         last_top1=top1[-1] if top1 else None,
         updates=max(line.update for line in [*log.inner[-1:], *log.epochs[-1:], *log.valid[-1:]]),
         words_per_second=_median(_all(train, "wps")),
         images_per_second=_median(_all(train, "images_per_second")),
         alpha=alphas[-1] if alphas else None,
-        staleness=fmean(ages) if ages else None,
-        stall_share=sum(stalls) / seconds if stalls and seconds else None,
+        staleness=mean(ages, _counts(train, "codistill_staleness")) if ages else None,
+        stall_share=_sum(train, "codistill_stall") / seconds if stalls and seconds else None,
         seconds=seconds,
         restarts=log.restarts,
     )
@@ -96,28 +99,36 @@ def spread(values: Iterable[float | None]) -> Spread | None:
         return None
     if any(math.isnan(value) for value in known):
         return Spread(math.nan, math.nan, math.nan)
-    return Spread(fmean(known), min(known), max(known))
+    return Spread(mean(known), min(known), max(known))
 
 
-def _nll(line: Line) -> float | None:
-    return next((line.values[name] for name in NLL if name in line.values), None)
+def mean(values: Sequence[float], counts: Sequence[int] | None = None) -> float:
+    """Return the mean of at least one value; NaN if there are infinite ones of both signs.
+
+    Args:
+        values: numbers.
+        counts: how often each of them counts; None for once.
+    """
+    try:
+        return fmean(values, counts)
+    except ValueError:
+        return math.nan
 
 
 def _all(lines: Sequence[Line], key: str) -> list[float]:
     return [line.values[key] for line in lines if key in line.values]
 
 
+def _counts(lines: Sequence[Line], key: str) -> list[int] | None:
+    """Return of how many lines each of ``_all`` is the mean; None if of one each."""
+    if all(line.merged is None for line in lines):
+        return None
+    return [line.count(key) for line in lines if key in line.values]
+
+
+def _sum(lines: Sequence[Line], key: str) -> float:
+    return sum(line.values[key] * line.count(key) for line in lines if key in line.values)
+
+
 def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
-
-
-def _seconds(lines: Sequence[Line]) -> float | None:
-    """Add up fairseq's clock, which a resumed run takes up where the checkpoint left it.
-
-    It starts from nothing again if a run is resumed with its meters reset.
-    """
-    clock = _all(lines, "wall")
-    if not clock:
-        return None
-    grown = [now - before if now >= before else now for before, now in zip(clock, clock[1:])]  # noqa: B905
-    return clock[0] + sum(grown)

@@ -1,44 +1,38 @@
 """What a fairseq log says: its training and validation lines, its settings, its restarts.
 
-Read are ``--log-format`` json and simple, with the prefix of fairseq-train or of
-fairseq-hydra-train, or with none, as in the file of ``--log-file``.
+A log is read in linear time and in bounded memory, whatever is in it; ``thinning`` tells what
+becomes of a long one.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.records.guarded import Unreadable, open_regular
+from fairseq_codistill.records.lines import LineReader
+from fairseq_codistill.records.training_log import (
+    TRAIN,
+    TRAIN_INNER,
+    as_floats,
+    parse_numbers,
+    split_prefix,
+)
+from fairseq_codistill.report.thinning import MOST, SHOWN, Line, thin
 
-TRAIN_INNER = ""  # every log interval
-TRAIN = "train"  # every epoch
+# Of a line with more characters or more numbers, only what the report shows is kept.
+LONGEST_NUMBERS = 4096
+MOST_NUMBERS = 64
+# Settings are some 20 kilobytes; what is longer is taken for unknown.
+LONGEST_SETTINGS = 256 * 1024
 
-# "time | level | logger | message", from hydra "[time][logger][level] - message", or neither.
-_PREFIX = re.compile(r"(?:[^|{]* \| \w+ \| ([\w.]+) \| |\[[^]]*\]\[([\w.]+)\]\[\w+\] - )?(.*)")
-# The key that every such line has tells its kind: the prefix is empty in the middle of an epoch,
-# train at its end, the subset's name in validation.
-_KIND = re.compile(r'"(?:(\w+)_)?num_updates": ')
-_SIMPLE = re.compile(r"epoch \d+(?::| \| (?:valid on '([^']+)' subset \| )?)")
-# "loss=5.9" in the middle of an epoch, "loss 5.9" at its end.
-_PAIR = re.compile(r"([A-Za-z_]\w*)[= ](-?[\d.][\d.e+-]*|-?inf|nan)(?=,|\s|$)")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of numbers.
-
-    Attributes:
-        update: updates so far.
-        values: the numbers by fairseq's names, without the prefix of their kind.
-    """
-
-    update: int
-    values: dict[str, float]
+# What is in every line that counts.
+_COUNTER, _CONFIGURED, _LAUNCHED = "num_updates", "{'_name': None, 'common': {", "codistill.launch"
+_MARKS = tuple(mark.encode() for mark in (_COUNTER, _CONFIGURED, _LAUNCHED))
 
 
 @dataclass
@@ -80,97 +74,80 @@ class Log:
     def read(self, lines: Iterable[str]) -> None:
         """Take in the lines of a log, in their order."""
         for line in lines:
-            if "num_updates" in line:
-                self._read_numbers(_split(line)[1])
-            elif "{'_name': None, 'common': {" in line or "codistill.launch" in line:
-                self._read_start(*_split(line))
+            if _COUNTER in line:
+                self._read_numbers(split_prefix(line.strip())[1])
+            elif _CONFIGURED in line or _LAUNCHED in line:
+                self._read_start(*split_prefix(line.strip()))
+        for some in (self.inner, self.epochs, self.valid):
+            if some and some[0].merged is not None:
+                # Evenly, so that the newest do not count for more in a picture.
+                thin(some, recent=1)
 
     def _read_start(self, logger: str, message: str) -> None:
-        if logger == "codistill.launch":
+        if logger == _LAUNCHED:
             self._launched += 1
         elif message.startswith("{"):
             self._configured += 1
-            self.settings = message
+            self.settings = message if len(message) <= LONGEST_SETTINGS else ""
 
     def _read_numbers(self, message: str) -> None:
-        if message.startswith("{"):
-            self._read_json(message)
-            return
-        match = _SIMPLE.match(message)
-        if match is None:
-            return
-        inner = message[match.end() - 1] == ":"
-        kind = TRAIN_INNER if inner else match[1] or TRAIN
-        values = {key: float(value) for key, value in _numbers(_PAIR.findall(message))}
-        self._take(kind, values)
-
-    def _read_json(self, message: str) -> None:
-        found = _KIND.search(message)
         try:
-            said = json.loads(message)
+            found = parse_numbers(message)
         except ValueError:
-            # A line of another process may have fallen into this one, or its end is not there.
             self.torn += 1
             return
-        if found is None or not isinstance(said, dict):
+        if found is None or found.update is None:
             return
-        kind = found[1] or TRAIN_INNER
-        start = f"{kind}_" if kind else ""
-        self._take(
-            kind, {key.removeprefix(start): number for key, number in _numbers(said.items())}
-        )
+        values = found.values
+        if len(message) > LONGEST_NUMBERS or len(values) > MOST_NUMBERS:
+            values = {name: values[name] for name in SHOWN & values.keys()}
+        self._take(found.kind, Line(found.update, as_floats(values)))
 
-    def _take(self, kind: str, values: dict[str, float]) -> None:
-        update = values.pop("num_updates", None)
-        if update is None:
-            return
+    def _take(self, kind: str, line: Line) -> None:
         if kind not in (TRAIN_INNER, TRAIN):
             self._subset = self._subset or kind
             if kind != self._subset:
                 return
-        line = Line(int(update), values)
         if kind == TRAIN_INNER and self.inner and line.update < self.inner[-1].update:
             self._went_back += 1
-        for lines in (self.inner, self.epochs, self.valid):
-            del lines[bisect_right(lines, line.update, key=_update) :]
+        for some in (self.inner, self.epochs, self.valid):
+            if some and some[-1].update > line.update:
+                del some[bisect_right(some, line.update, key=_update) :]
         lines = {TRAIN_INNER: self.inner, TRAIN: self.epochs}.get(kind, self.valid)
-        # The same update once more: the later line wins.
-        del lines[bisect_left(lines, line.update, key=_update) :]
+        if lines and lines[-1].update == line.update:
+            # The same update once more: the later line wins.
+            del lines[bisect_left(lines, line.update, key=_update) :]
         lines.append(line)
+        if len(lines) > MOST:
+            thin(lines)
 
 
 def read(path: Path) -> Log:
-    """Read a log.
+    """Read a log; of one that grows, what is there when it is opened.
 
     Raises:
         UserError: if it cannot be read.
     """
     log = Log()
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            log.read(lines)
+        with open_regular(path, follow=True) as file:
+            log.read(_lines(log, file.fileno()))
+    except Unreadable:
+        raise UserError(f"{path} cannot be read: it is not a regular file") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     return log
 
 
-def _split(line: str) -> tuple[str, str]:
-    """Give who said it, if the line tells, and what."""
-    match = _PREFIX.match(line.strip())
-    if match is None:
-        return "", ""
-    return match[1] or match[2] or "", match[3]
-
-
-def _numbers(pairs: Iterable[tuple[str, object]]) -> Iterator[tuple[str, float]]:
-    """Leave out what is no number: fairseq writes most numbers as text, and a missing one null."""
-    for key, value in pairs:
-        if not isinstance(value, int | float | str):
-            continue
-        try:
-            yield key, float(value)
-        except ValueError:
-            continue
+def _lines(log: Log, descriptor: int) -> Iterator[str]:
+    """Yield the lines that count, and count those that are too long."""
+    reader = LineReader(returns=True)
+    numbers, configured, launched = _MARKS
+    for line in reader.read(descriptor, os.fstat(descriptor).st_size):
+        if numbers in line or configured in line or launched in line:
+            yield line.decode(errors="replace")
+    yield reader.take_rest().decode(errors="replace")
+    log.torn += reader.skipped
 
 
 def _update(line: Line) -> int:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fairseq.data import iterators
@@ -15,6 +16,7 @@ from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II, DictConfig
+from torch import distributed as dist
 from torch import nn
 
 from fairseq_codistill import sigterm
@@ -24,10 +26,11 @@ from fairseq_codistill.codistillation import (
     ConfigError,
     Group,
     Teacher,
+    leave_evidence,
 )
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
-from fairseq_codistill.records import get_logger
+from fairseq_codistill.records import Memory, get_logger
 from fairseq_codistill.sentences import errors_as_sentences, exhaustion_is_final
 from fairseq_codistill.tasks import _models, _safe_globals, _teachers
 
@@ -43,12 +46,14 @@ DDP_BACKENDS = ("legacy_ddp", "no_c10d", "pytorch_ddp", "c10d")
 
 @dataclass
 class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
-    """fairseq's translation settings, the codistillation settings, and four that it looks at."""
+    """fairseq's translation settings, the codistillation settings, and those that it looks at."""
 
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
     ddp_backend: str = II("distributed_training.ddp_backend")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
+    save_dir: str = II("checkpoint.save_dir")
+    max_update: int = II("optimization.max_update")
 
 
 @register_task("codistill_translation", dataclass=CodistillTranslationConfig)
@@ -66,6 +71,7 @@ class CodistillTranslationTask(TranslationTask):
         self._model_cfg: argparse.Namespace | DictConfig | None = None
         self._begun = False
         self._epoch = 1
+        self._end = _TrainingEnd(self._finish)
         self._boundary: tuple[int, int] | None = None
 
     @classmethod
@@ -120,7 +126,10 @@ class CodistillTranslationTask(TranslationTask):
                     "--codistill-fused-ce does not go with --find-unused-parameters, which would "
                     "take the output layer for unused; leave one of them out"
                 )
-            return super().build_criterion(cfg, from_checkpoint=from_checkpoint)
+            criterion = super().build_criterion(cfg, from_checkpoint=from_checkpoint)
+        if not from_checkpoint:
+            self._end.watch()
+        return criterion
 
     def get_batch_iterator(
         self,
@@ -206,18 +215,29 @@ class CodistillTranslationTask(TranslationTask):
             Teacher(path, _teachers.load(path, self, model), like, dtype=dtype)
             for path in settings.teachers
         ]
-        codistillation = Codistillation(settings, group, model.state_dict, teachers)
-
-        def finish() -> None:
-            with errors_as_sentences():
-                codistillation.finish(_updates_made())
-
-        end = _TrainingEnd(finish)
-        end.watch()
-        atexit.register(lambda: None if end.reached else codistillation.abandon())
+        updates = self.cfg.max_update or None
+        codistillation = Codistillation(
+            settings, group, model.state_dict, teachers, Path(self.cfg.save_dir), updates
+        )
+        atexit.register(lambda: None if self._end.reached else codistillation.abandon())
         if codistillation.workers.leader:
             sigterm.end_in_order(codistillation.say_goodbye)
         self.codistillation = codistillation
+
+    def _finish(self, reason: str) -> None:
+        """End in order: publish the last snapshot, and leave the evidence."""
+        update = _updates_made()
+        settings = CodistillationConfig.of(self.cfg)
+        with errors_as_sentences():
+            if self.codistillation is not None:
+                self.codistillation.finish(update)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            directory = Path(self.cfg.save_dir)
+            side: Codistillation | Memory | None = self.codistillation
+            if side is None and settings.needs_exchange:
+                # Resumed where nothing was left to do: what earlier starts have remembered.
+                side = Memory(directory, settings.codistill_run_id, settings.codistill_group, "")
+            leave_evidence(directory, settings, update, reason, side)
 
 
 def vocabulary_digest(symbols: list[str]) -> str:
@@ -225,30 +245,49 @@ def vocabulary_digest(symbols: list[str]) -> str:
     return hashlib.sha256("\n".join(symbols).encode()).hexdigest()
 
 
-class _TrainingEnd(logging.Filter):
+# How fairseq's log begins to say why it ends training; by default it is for --max-epoch.
+_REASONS = {
+    "Stopping training due to num_updates": "max-update",
+    "Stopping training due to cumulative_training_time": "stop-time-hours",
+    "early stop since valid performance": "patience",
+    "stopping training because current learning rate": "stop-min-lr",
+}
+
+
+class _TrainingEnd:
     """Notices that fairseq's training loop has ended in an orderly way, and acts on it.
 
-    fairseq has no hook there.  The line that it logs then is the one event that tells the end
-    from a crash, for ``fairseq-train``, ``fairseq-hydra-train`` and spawned workers alike.
+    fairseq has no hook there.  What it logs then is the one event that tells the end from a crash,
+    for ``fairseq-train``, ``fairseq-hydra-train`` and spawned workers alike.  The call is noticed,
+    and not the record: logging may be configured to write nothing.
+
+    Args:
+        act: called once, with the reason: one of ``records.ended.REASONS``.
     """
 
-    def __init__(self, act: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, act: Callable[[str], None]) -> None:
         self.reached = False
+        self._reason: str | None = None
         self._act = act
 
     def watch(self) -> None:
         """Begin to listen."""
-        train = logging.getLogger("fairseq_cli.train")
-        train.addFilter(self)
-        train.setLevel(logging.INFO)
+        logger = logging.getLogger("fairseq_cli.train")
+        info = logger.info
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let pass what the root logger's level lets pass."""
-        if not self.reached and str(record.msg).startswith("done training in"):
+        def noticing(message: object, *args: Any, **kwargs: Any) -> None:
+            self._hear(str(message))
+            info(message, *args, **kwargs)
+
+        setattr(logger, "info", noticing)  # noqa: B010 - its type is not quite that of the method
+
+    def _hear(self, message: str) -> None:
+        for beginning, reason in _REASONS.items():
+            if message.startswith(beginning):
+                self._reason = self._reason or reason
+        if message.startswith("done training in") and not self.reached:
             self.reached = True
-            self._act()
-        return record.levelno >= logging.getLogger().getEffectiveLevel()
+            self._act(self._reason or "max-epoch")
 
 
 def _let_readers_settle() -> None:
@@ -267,4 +306,5 @@ def _updates_made() -> int:
 
     By way of the active aggregator: the one that has a name is another after resuming.
     """
-    return int(metrics.get_active_aggregators()[0]["num_updates"].val)
+    meters = metrics.get_active_aggregators()[0]
+    return int(meters["num_updates"].val) if "num_updates" in meters else 0

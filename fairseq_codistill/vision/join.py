@@ -58,6 +58,7 @@ def join(
     teachers: Sequence[Teacher],
     counterparts: dist.ProcessGroup | None,
     update: int,
+    updates: int,
 ) -> Seam | None:
     """Join the other groups; a collective of the group's workers.
 
@@ -70,6 +71,7 @@ def join(
         teachers: from ``load_teachers``.
         counterparts: if groups swap predictions, the one worker of each that this one swaps with.
         update: updates made so far.
+        updates: of the whole run.
 
     Returns:
         This group's side of codistillation, or None if there is nobody to learn from.
@@ -91,7 +93,9 @@ def join(
         build=_build(described, config.image_size, like, memory_format),
         like=like,
     )
-    codistillation = Codistillation(settings, group, model.state_dict, teachers)
+    codistillation = Codistillation(
+        settings, group, model.state_dict, teachers, Path(config.save_dir), updates
+    )
     if codistillation.workers.leader:
         sigterm.end_in_order(codistillation.say_goodbye)
     return codistillation

@@ -57,3 +57,9 @@ def updates_in_all(config: VisionConfig, updates_per_epoch: int) -> int:
     """Give the updates that a model makes from its beginning to its end."""
     end = config.epochs * updates_per_epoch
     return end if config.max_update is None else min(end, config.max_update)
+
+
+def why_it_ends(config: VisionConfig, updates_per_epoch: int) -> str:
+    """Return what ends training: one of ``records.ended.REASONS``."""
+    ends_early = updates_in_all(config, updates_per_epoch) < config.epochs * updates_per_epoch
+    return "max-update" if ends_early else "max-epoch"

@@ -16,7 +16,12 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from fairseq_codistill.codistillation import ConfigError, Seam
+from fairseq_codistill.codistillation import (
+    CodistillationConfig,
+    ConfigError,
+    Seam,
+    leave_evidence,
+)
 from fairseq_codistill.vision import checkpoint, data, logs, models, plan
 from fairseq_codistill.vision.checkpoint import Checkpoint
 from fairseq_codistill.vision.diagnostics import Distance
@@ -107,6 +112,7 @@ class Trainer:
             teachers=self._teachers,
             counterparts=self._counterparts,
             update=self._update,
+            updates=self._end,
         )
         try:
             self._train(codistillation)
@@ -116,6 +122,10 @@ class Trainer:
             raise
         if codistillation is not None:
             codistillation.finish(self._update)
+        if self._world.leader:
+            settings = CodistillationConfig.of(self._config)
+            reason = plan.why_it_ends(self._config, self._per_epoch)
+            leave_evidence(self._folder, settings, self._update, reason, codistillation)
         self._log.say(f"done training in {time.perf_counter() - start:.1f} seconds")
         self._log.close()
 

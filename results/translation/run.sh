@@ -6,7 +6,7 @@
 #
 #   --text DIR       a folder with train, valid and test in German and English (train.de,
 #                    train.en, ...; .xz, .gz and .bz2 will do), as for prepare-text.sh
-#   --only LIST      experiments, of T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9
+#   --only LIST      experiments, of T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9 T13
 #                    (default: all)
 #   --out DIR        data and runs (default: runs/translation, of a trial runs/translation-trial)
 #   --results DIR    tables, plots, raw numbers (default: OUT/results)
@@ -29,11 +29,14 @@
 #   T11 the offset that all logits have in common, left out of the divergence: 2 runs beside those
 #       of T3
 #   T9  T1 with twice the pairs, which are too many for the updates: 3 runs
+#   T13 LocalSGD in place of codistillation: T1's all_reduce, but two workers that average their
+#       weights every T updates, T = 100 and 500, each with dropout 0.1, 0.2 and 0.3 by seed 1, and
+#       then with the best of the three by all seeds: 2 x 5 runs beside all_reduce of T1
 #
 # In all but T6 peers drop out as the student does (--codistill-peer-dropout): T6 is why.
 #
-# About ten hours on two cores.  Run again, it passes over what is finished and goes on with what
-# was cut off.  Everything is in lockstep and in float32 on one thread a worker, so that the same
+# About thirteen hours on two cores.  Run again, it passes over what is finished and goes on with
+# what was cut off; a run of T13 that was cut off starts again.  Everything is in lockstep and in float32 on one thread a worker, so that the same
 # command gives the same numbers on the same kind of machine.
 set -euo pipefail
 
@@ -46,8 +49,10 @@ source "$HERE/../publish.sh"
 # Chosen by T4, on one seed, by the validation NLL, and frozen for the rest.
 ALPHA=0.001 GROWTH=1.5
 SEEDS=(1 2 3)
+# Options of `codistill launch`, where an experiment has some.
+LAUNCH=()
 
-TEXT='' ONLY='T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
+TEXT='' ONLY='T4 T2 T5 T3 T1 T10 T11 T7 T8 T6 T9 T13' OUT='' RESULTS='' TRIAL='' DRY_RUN=''
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
@@ -69,7 +74,7 @@ while (($#)); do
 done
 [[ -n $TEXT ]] || die "--text is missing; give the folder of the text, as --help says."
 for experiment in $ONLY; do
-    [[ $experiment =~ ^T([1-9]|1[01])$ ]] || die "--only $experiment is unknown; --help lists them."
+    [[ $experiment =~ ^T([1-9]|1[013])$ ]] || die "--only $experiment is unknown; --help lists them."
 done
 OUT=${OUT:-runs/translation${TRIAL:+-trial}}
 RESULTS=${RESULTS:-$OUT/results}
@@ -120,7 +125,8 @@ run() {
         return
     fi
     step "$name" \
-        codistill launch --groups "$groups" --workers-per-group "$workers" --out "$out" -- \
+        codistill launch --groups "$groups" --workers-per-group "$workers" \
+        --out "$out" "${LAUNCH[@]}" -- \
         fairseq-train "$DATA/data-bin" --source-lang de --target-lang en \
         --user-dir "$REPO/fairseq_codistill" \
         --task codistill_translation --criterion codistill_cross_entropy \
@@ -164,6 +170,32 @@ codistilled_in_eval_mode() {
 # independent NAME SEED FLAG...: two models that know nothing of each other, on a worker each.
 independent() {
     run "$1" 2 1 "$2" --codistill-alpha 0 "${@:3}"
+}
+
+# local_sgd NAME T SEED FLAG...: one model on two workers, which train by themselves and average their
+# weights every T updates: fairseq's BMUF without block momentum.  Its warm-up would average nothing.
+# Between two averages the workers' models differ, so that validation and checkpoints are at
+# multiples of T only.  A checkpoint holds one worker's optimizer state, so a run that was cut off
+# cannot go on: it starts again.
+local_sgd() {
+    local name=$1 interval=$2 seed=$3 LAUNCH=(--max-restarts 0 --hang-timeout 0)
+    local out=$OUT/$name-seed$seed
+    [[ -n $DRY_RUN || -e $out/group-0/finished.json ]] || rm -rf "$out"
+    all_reduce "$name" "$seed" \
+        --use-bmuf --block-momentum 0 --warmup-iterations 0 --global-sync-iter "$interval" \
+        --save-interval-updates "$interval" --validate-interval-updates "$interval" \
+        --save-interval 1000000 --validate-interval 1000000 "${@:4}"
+}
+
+# best NAME...: the one whose run of seed 1 has the lowest validation NLL; in a dry run the first.
+best() {
+    if [[ -n $DRY_RUN ]]; then
+        printf '%s\n' "$1"
+        return
+    fi
+    local run
+    run=$(python "$HERE/best.py" "${@/%/-seed1}" --in "$OUT") || die "the best run is not known."
+    printf '%s\n' "${run%-seed1}"
 }
 
 # --- the experiments ------------------------------------------------------------------------------
@@ -310,6 +342,31 @@ T9() {
     publish T9 "all_reduce, smoothing 0.1=larger-all-reduce-smoothed-seed1" \
         "all_reduce=larger-all-reduce-seed1" \
         "codistillation=larger-gamma$GROWTH-alpha$ALPHA-interval$INTERVAL-seed1"
+}
+
+T13() {
+    local interval dropout seed chosen name rows=() intervals=(100 500)
+    # A trial's few updates have to come to an average too.
+    [[ -z $TRIAL ]] || intervals=(2 4)
+    plain
+    for interval in "${intervals[@]}"; do
+        for dropout in 0.3 0.2 0.1; do
+            name=plain-localsgd$interval-dropout$dropout
+            local_sgd "$name" "$interval" 1 --label-smoothing 0.1 --dropout "$dropout"
+            rows+=("LocalSGD, T = $interval, dropout $dropout=$name-seed?")
+        done
+    done
+    for interval in "${intervals[@]}"; do
+        chosen=$(best plain-localsgd"$interval"-dropout{0.3,0.2,0.1})
+        for seed in "${SEEDS[@]}"; do
+            local_sgd "$chosen" "$interval" "$seed" \
+                --label-smoothing 0.1 --dropout "${chosen##*-dropout}"
+        done
+    done
+    for seed in "${SEEDS[@]}"; do
+        all_reduce plain-all-reduce-smoothed "$seed" --label-smoothing 0.1
+    done
+    publish T13 "all_reduce, smoothing 0.1=plain-all-reduce-smoothed-seed?" "${rows[@]}"
 }
 
 for experiment in $ONLY; do

@@ -1,0 +1,667 @@
+"""Deliberate faults, and whether the tests see them:  python tests/deliberate_faults.py [NAME ...]
+
+Each fault is a small change to the package that breaks one guarantee.  The program makes the
+change in a temporary copy of the repository, runs the tests that should see it there, and prints
+``killed`` with the first test that failed, or ``SURVIVED``.  It exits with 1 if one survived.
+
+Continuous integration does not run it, since it takes minutes; ``test_deliberate_faults.py``
+checks in a second that every fault can still be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# A fault may make a test wait for what never comes.
+TEST_SECONDS = 90
+
+EXCHANGE = "fairseq_codistill/exchange"
+CODISTILLATION = "fairseq_codistill/codistillation"
+OBJECTIVE = "fairseq_codistill/objective"
+CRITERION = "fairseq_codistill/criterions/codistill_cross_entropy.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One change to the package that its tests must not miss.
+
+    Attributes:
+        name: for the command line.
+        file: from the root of the repository.
+        old: a text that occurs once in the file.
+        new: what replaces it.
+        tests: the test files that must see it, without ``tests/`` and ``.py``.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def applied(self, text: str) -> str:
+        """Return the file's text with the fault in it.
+
+        Raises:
+            ValueError: if ``old`` does not occur exactly once.
+        """
+        found = text.count(self.old)
+        if found != 1:
+            raise ValueError(
+                f"fault {self.name}: its old text occurs {found} times in {self.file}; adapt it "
+                "in tests/deliberate_faults.py so that it occurs once"
+            )
+        return text.replace(self.old, self.new)
+
+
+def _exchange(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, f"{EXCHANGE}/{file}.py", old, new, tests or ("test_exchange",))
+
+
+def _codistillation(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, f"{CODISTILLATION}/{file}.py", old, new, tests or ("test_codistillation",))
+
+
+def _objective(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, f"{OBJECTIVE}/{file}.py", old, new, tests or ("test_objective",))
+
+
+WRITE_TENSORS = '        self.store.write(f"{stem}.safetensors", data)\n'
+WRITE_MANIFEST = '        self.store.write(f"{stem}.json", content)\n'
+DELETE_MANIFEST = '            self.store.delete(f"{group_folder(group)}/{update:010d}.json")\n'
+DELETE_TENSORS = (
+    '            self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")\n'
+)
+
+FAULTS = [
+    # The order in which a snapshot comes to exist and goes.
+    _exchange(
+        "manifest-before-tensors",
+        "exchange",
+        WRITE_TENSORS + WRITE_MANIFEST,
+        WRITE_MANIFEST + WRITE_TENSORS,
+        "test_publish_order",
+    ),
+    _exchange(
+        "tensors-pruned-before-manifest",
+        "exchange",
+        DELETE_MANIFEST + DELETE_TENSORS,
+        DELETE_TENSORS + DELETE_MANIFEST,
+        "test_publish_order",
+    ),
+    _exchange(
+        "old-manifest-not-removed-first",
+        "exchange",
+        '        self.store.delete(f"{stem}.json")\n',
+        "",
+        "test_publish_order",
+    ),
+    _exchange(
+        "bytes-renamed-before-they-are-on-disk",
+        "local",
+        "                    os.fsync(file.fileno())\n",
+        "",
+        "test_publish_order",
+    ),
+    # What is kept and what is swept.
+    _exchange("prune-keeps-one-too-few", "exchange", "if kept <= keep:", "if kept < keep:"),
+    _exchange(
+        "prune-deletes-other-runs",
+        "exchange",
+        "            except SnapshotMissing:\n                # Another run's.\n"
+        "                continue\n",
+        "            except SnapshotMissing:\n                pass\n",
+    ),
+    _exchange(
+        "sweep-takes-the-heartbeats-temporary",
+        "exchange",
+        ' and not name.startswith("alive.json.")',
+        "",
+    ),
+    _exchange(
+        "sweep-takes-tensors-with-a-manifest",
+        "exchange",
+        """name.endswith(".safetensors") and f"{name[:-12]}.json" not in names""",
+        """name.endswith(".safetensors")""",
+    ),
+    _exchange(
+        "damaged-snapshot-is-taken-for-published",
+        "exchange",
+        "there is not None and self._is_whole(there)",
+        "there is not None",
+    ),
+    # What a reader checks.
+    _exchange("reader-without-size-limit", "reader", "if size > self._largest:", "if False:"),
+    _codistillation(
+        "peers-without-size-limit", "algorithm", "            largest=_largest(state()),\n", ""
+    ),
+    _codistillation(
+        "size-limit-ignores-the-students-size",
+        "algorithm",
+        "return max(SMALL_BYTES, LARGEST_RATIO * own)",
+        "return SMALL_BYTES",
+    ),
+    _exchange(
+        "digest-of-tensors-not-checked", "exchange", "if digest != manifest.sha256:", "if False:"
+    ),
+    _exchange(
+        "misplaced-manifest-is-taken",
+        "exchange",
+        "if (manifest.group, manifest.update) != (group, update):",
+        "if manifest.group != group:",
+    ),
+    _exchange(
+        "manifest-of-another-group-is-taken",
+        "exchange",
+        "if (manifest.group, manifest.update) != (group, update):",
+        "if manifest.update != update:",
+    ),
+    _exchange(
+        "digest-of-shapes-without-shapes",
+        "tensors",
+        "[name, list(tensors[name].shape)]",
+        "[name]",
+    ),
+    _exchange(
+        "alias-may-hide-a-tensor",
+        "tensors",
+        "if name not in tensors or alias in tensors:",
+        "if name not in tensors:",
+    ),
+    _exchange(
+        "alias-may-point-nowhere",
+        "tensors",
+        "if name not in tensors or alias in tensors:",
+        "if alias in tensors:",
+    ),
+    _exchange(
+        "int8-times-scale-may-overflow",
+        "tensors",
+        "        # A large scale times a whole number may be more than there is.\n"
+        "        _check_finite(tensors)\n",
+        "",
+        "test_exchange",
+        "test_rows",
+    ),
+    _exchange(
+        "newest-reads-the-one-in-use-again", "reader", "if update <= above:", "if update < above:"
+    ),
+    _exchange(
+        "rejected-snapshots-are-read-again",
+        "reader",
+        "            if (peer, update) in self._rejected:\n                continue\n",
+        "",
+    ),
+    _exchange("equal-seeds-pass", "reader", "if manifest.seed == self._seed:", "if False:"),
+    _exchange(
+        "signature-leaves-the-epoch-out",
+        "manifest",
+        'fields.pop("hmac", None)\n',
+        'fields.pop("hmac", None)\n        fields.pop("epoch", None)\n',
+        "test_signing",
+    ),
+    _exchange(
+        "signature-leaves-the-run-out",
+        "manifest",
+        'fields.pop("hmac", None)\n',
+        'fields.pop("hmac", None)\n        fields.pop("run_id", None)\n',
+        "test_signing",
+    ),
+    _exchange(
+        "unsigned-manifests-pass",
+        "signing",
+        "if manifest.hmac is None:",
+        "if False:",
+        "test_signing",
+    ),
+    # Publishing and looking in the background.
+    _exchange(
+        "skipped-snapshots-are-not-counted",
+        "publisher",
+        "self.skipped += 1",
+        "self.skipped += 0",
+        "test_publisher",
+    ),
+    _exchange(
+        "publisher-does-not-slow-down",
+        "publisher",
+        "pause = min(2 * pause, LONGEST_RETRY_SECONDS)",
+        "pause = FIRST_RETRY_SECONDS",
+        "test_publisher",
+    ),
+    _exchange(
+        "publisher-does-not-wait-for-the-copy",
+        "publisher",
+        "                ready()\n",
+        "",
+        "test_publisher",
+    ),
+    _exchange(
+        "publisher-does-not-prune",
+        "publisher",
+        "            self._exchange.prune(draft.group, self._keep)\n",
+        "            pass\n",
+        "test_publisher",
+    ),
+    _exchange(
+        "publisher-does-not-sweep",
+        "publisher",
+        "            self._exchange.sweep(draft.group)\n",
+        "",
+        "test_publisher",
+    ),
+    _exchange(
+        "prefetcher-does-not-slow-down-after-failures",
+        "prefetcher",
+        "min(2 * pause, LONGEST_PAUSE_SECONDS)",
+        "pause",
+        "test_sources",
+    ),
+    _exchange(
+        "prefetcher-looks-as-often-for-ever",
+        "prefetcher",
+        "max(POLL_SECONDS, LATE * waited)",
+        "POLL_SECONDS",
+        "test_sources",
+    ),
+    _exchange(
+        "prefetcher-never-gives-up",
+        "prefetcher",
+        "hopeless = time.monotonic() > patience_ends",
+        "hopeless = False",
+        "test_sources",
+    ),
+    _exchange(
+        "prefetcher-keeps-what-is-no-longer-asked-for",
+        "prefetcher",
+        "if above != self._above.get(peer) or exact != self._exact.get(peer, (None, 0))[0]:",
+        "if False:",
+        "test_sources",
+    ),
+    # What the workers of a group agree on.
+    _codistillation(
+        "digest-left-out-of-the-agreement",
+        "sources",
+        "            digest = int(snapshot.manifest.sha256[:15], 16)\n",
+        "            digest = 0\n",
+        "test_sources",
+    ),
+    _codistillation(
+        "digest-not-looked-at",
+        "sources",
+        " and digest_low == -digest_high",
+        "",
+        "test_sources",
+    ),
+    _codistillation(
+        "leader-looks-for-what-it-has",
+        "sources",
+        "self._prefetcher.look(peer, above=leads)",
+        "self._prefetcher.look(peer, above=leads - 1)",
+        "test_sources",
+    ),
+    _codistillation(
+        "lockstep-takes-the-next-multiple",
+        "sources",
+        "due = update - update % self._interval",
+        "due = update + -update % self._interval",
+        "test_sources",
+    ),
+    _codistillation(
+        "lockstep-worker-fails-alone",
+        "sources",
+        "self._workers.least([0 if failure else 1])",
+        "[1]",
+        "test_sources",
+    ),
+    _codistillation(
+        "lockstep-believes-a-former-life",
+        "sources",
+        "            or alive == self._former[peer]\n",
+        "",
+        "test_sources",
+    ),
+    # Alpha.
+    _objective(
+        "burn-in-one-update-longer", "alpha", "update < self.burn_in", "update <= self.burn_in"
+    ),
+    _objective(
+        "alpha-of-the-next-epoch", "alpha", "self.growth ** (epoch - 1)", "self.growth ** epoch"
+    ),
+    _objective(
+        "milestone-one-epoch-early", "alpha", "if epoch > milestone", "if epoch >= milestone"
+    ),
+    _objective("alpha-without-its-cap", "alpha", "if self.cap is None else", "if True else"),
+    _objective("every-kth-update-without-its-factor", "alpha", "else alpha * every", "else alpha"),
+    _objective("every-kth-update-shifted", "alpha", "if update % every", "if (update + 1) % every"),
+    _codistillation(
+        "alpha-of-the-epoch-before",
+        "algorithm",
+        "self._schedule(epoch, update)",
+        "self._schedule(self.epoch - 1, update)",
+    ),
+    # The term.
+    _codistillation("mean-over-n", "algorithm", "/ len(self.peers)", "/ (len(self.peers) + 1)"),
+    _codistillation("sum-over-peers", "algorithm", "/ len(self.peers)", "/ 1"),
+    _codistillation(
+        "randomness-of-peers-not-kept-apart",
+        "algorithm",
+        "with torch.random.fork_rng(devices=cuda_devices()):\n            outputs",
+        "if True:\n            outputs",
+    ),
+    _codistillation(
+        "gradient-through-the-peer", "algorithm", "with torch.no_grad():\n", "if True:\n"
+    ),
+    _codistillation(
+        "weight-ignores-every",
+        "algorithm",
+        "return weight(self.alpha, self.update, self._every)",
+        "return weight(self.alpha, self.update, 1)",
+    ),
+    _objective("kl-without-t-squared", "divergence", " * temperature**2", ""),
+    _objective(
+        "kl-turned-round",
+        "divergence",
+        "F.kl_div(student_log_probs, peer_log_probs,",
+        "F.kl_div(peer_log_probs, student_log_probs,",
+    ),
+    _objective(
+        "naive-form-not-centred",
+        "divergence",
+        "(difference - difference.mean(dim=-1, keepdim=True))",
+        "difference",
+    ),
+    _objective(
+        "factored-form-not-centred", "factored", "if not centered:", "if True:", "test_factored"
+    ),
+    _objective("factored-form-may-be-negative", "factored", ".clamp_(min=0)", "", "test_factored"),
+    _objective(
+        "factored-form-under-autocast",
+        "factored",
+        "enabled=False",
+        "enabled=True",
+        "test_factored",
+    ),
+    _objective(
+        "factored-form-in-tf32",
+        "factored",
+        '"fp32_precision", "ieee"',
+        '"fp32_precision", before',
+        "test_factored",
+    ),
+    _objective(
+        "factored-form-leaves-its-precision-behind",
+        "factored",
+        "        setattr(torch.backends.cuda.matmul, switch, before)\n",
+        "        pass\n",
+        "test_factored",
+    ),
+    _objective(
+        "smoothing-of-the-right-class", "fused", "slope -= each", "slope -= 0", "test_fused"
+    ),
+    # Products of output layers that hold no longer.
+    _codistillation(
+        "stale-gram-of-the-student",
+        "comparison",
+        "        self._student = None\n        self._crosses.clear()\n",
+        "        self._crosses.clear()\n",
+        "test_comparison",
+    ),
+    _codistillation(
+        "stale-cross-products",
+        "comparison",
+        "        self._crosses.clear()\n",
+        "",
+        "test_comparison",
+    ),
+    _codistillation(
+        "stale-gram-of-a-peer",
+        "comparison",
+        "if made is None or update != peer.update:",
+        "if made is None:",
+        "test_comparison",
+    ),
+    _codistillation(
+        "cross-product-with-a-former-snapshot",
+        "comparison",
+        "            self._crosses.pop(peer, None)\n",
+        "",
+        "test_comparison",
+    ),
+    _codistillation(
+        "one-gram-for-all-peers",
+        "comparison",
+        "self._owns.get(peer, (None, None))",
+        "next(iter(self._owns.values()), (None, None))",
+        "test_comparison",
+    ),
+    _codistillation(
+        "products-never-renewed", "algorithm", "        self._compare.begin_update()\n", ""
+    ),
+    # Peers.
+    _codistillation(
+        "peer-in-training-mode", "peer", "            module.eval()\n", "            pass\n"
+    ),
+    _codistillation(
+        "batch-norm-of-peers-in-training-mode",
+        "peer",
+        "            part.eval()\n",
+        "            pass\n",
+    ),
+    _codistillation(
+        "randomness-of-building-not-kept-apart",
+        "peer",
+        "with torch.random.fork_rng(devices=cuda_devices()):",
+        "if True:",
+    ),
+    _codistillation(
+        "peer-keeps-its-first-architecture",
+        "peer",
+        "if module is None or config != self._config:",
+        "if module is None:",
+    ),
+    _codistillation(
+        "tensors-of-another-model-are-adopted",
+        "peer",
+        "if shapes_digest(module.state_dict()) != snapshot.manifest.shapes:",
+        "if False:",
+    ),
+    _codistillation(
+        "peer-forgets-how-old-it-is",
+        "peer",
+        "        self.update = snapshot.manifest.update\n",
+        "        self.update = self.update or snapshot.manifest.update\n",
+    ),
+    # Staleness.
+    _codistillation(
+        "staleness-with-the-wrong-sign",
+        "algorithm",
+        "ages = [self.update - peer.update for",
+        "ages = [peer.update - self.update for",
+    ),
+    _codistillation(
+        "stale-one-update-early",
+        "algorithm",
+        "if staleness > self._max_staleness and",
+        "if staleness >= self._max_staleness and",
+    ),
+    _codistillation(
+        "back-one-update-late",
+        "algorithm",
+        "elif staleness <= self._max_staleness and",
+        "elif staleness < self._max_staleness and",
+    ),
+    # Who listens to whom.
+    _codistillation(
+        "ring-the-other-way-round",
+        "topology",
+        "(group - 1) % groups",
+        "(group + 1) % groups",
+        "test_topology",
+    ),
+    _codistillation(
+        "star-without-its-centre",
+        "topology",
+        "others if group == 0 else [0]",
+        "[0]",
+        "test_topology",
+    ),
+    # Stall, and what else is logged.
+    _codistillation(
+        "waiting-for-own-workers-counts",
+        "algorithm",
+        "            self._stall -= self.workers.waited - waited\n",
+        "            pass\n",
+        "test_stall",
+    ),
+    Fault(
+        "stall-not-divided-by-the-workers",
+        CRITERION,
+        "codistillation.take_stall() / codistillation.workers.size",
+        "codistillation.take_stall()",
+        ("test_criterion_log",),
+    ),
+    Fault(
+        "stall-of-images-not-divided-by-the-workers",
+        "fairseq_codistill/vision/logs.py",
+        'total["stall"] / workers',
+        'total["stall"]',
+        ("test_stall",),
+    ),
+    Fault(
+        "padding-counts-in-the-naive-form",
+        CRITERION,
+        "rows.masked_fill(~keep, 0).sum()",
+        "rows.sum()",
+        ("test_criterion_log",),
+    ),
+    Fault(
+        "padding-counts-in-the-factored-form",
+        CRITERION,
+        'keep = sample["target"] != self.padding_idx',
+        'keep = sample["target"] == sample["target"]',
+        ("test_adapter",),
+    ),
+    Fault(
+        "batches-without-a-peer-count-in-the-mean-divergence",
+        CRITERION,
+        '"codistill_tokens": sample["ntokens"] if live else 0',
+        '"codistill_tokens": sample["ntokens"]',
+        ("test_criterion_log",),
+    ),
+    Fault(
+        "changes-are-counted-by-every-worker",
+        CRITERION,
+        "count if leads else 0",
+        "count",
+        ("test_criterion_log",),
+    ),
+    Fault(
+        "divergence-in-the-validation-loss",
+        CRITERION,
+        "if not (model.training and reduce):",
+        "if not reduce:",
+        ("test_criterion_log",),
+    ),
+    # Peers' own predictions.
+    _codistillation(
+        "mean-over-all-groups",
+        "predictions",
+        "return total / len(self._listens_to)",
+        "return total / self._groups",
+        "test_vision_predictions",
+    ),
+]
+
+
+def copy_of(root: Path, to: Path) -> None:
+    """Copy what git knows of a repository, or would know if it were added."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (root / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, to / name)
+
+
+def run_tests(copy: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run test files in a copy; returns pytest's exit status and the first test that failed."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CODISTILL_")}
+    # The copy wins over an installed package; and a file that was changed within a second, and to
+    # the same length, has no valid byte code.
+    env |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    where = "import fairseq_codistill; print(fairseq_codistill.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", where], cwd=copy, env=env, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout.strip()).is_relative_to(copy), f"{found.stdout} is not of the copy"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout", str(TEST_SECONDS)]
+    command += ["-p", "no:cacheprovider", *(f"tests/{name}.py" for name in tests)]
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.M)
+    return done.returncode, failed[1] if failed else done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def outcome(fault: Fault | None, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run tests in a fresh copy with a fault in it, or without any."""
+    with tempfile.TemporaryDirectory(prefix="deliberate-fault-") as folder:
+        copy = Path(folder).resolve()
+        copy_of(ROOT, copy)
+        if fault is not None:
+            path = copy / fault.file
+            path.write_text(fault.applied(path.read_text()))
+        return run_tests(copy, tests)
+
+
+def main(arguments: list[str]) -> int:
+    """Make the faults asked for, or all; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].split(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults; all if none is named")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to try side by side")
+    args = parser.parse_args(arguments)
+    unknown = set(args.names) - {fault.name for fault in FAULTS}
+    if unknown:
+        parser.error(f"there is no fault {', '.join(sorted(unknown))}")
+    faults = [fault for fault in FAULTS if not args.names or fault.name in args.names]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        # What fails without a fault says nothing about one.
+        files = sorted({name for fault in faults for name in fault.tests})
+        for name, (status, said) in zip(
+            files, pool.map(lambda name: outcome(None, (name,)), files), strict=True
+        ):
+            if status != 0:
+                print(f"tests/{name}.py fails without any fault: {said}")
+                return 2
+        survived = 0
+        results = pool.map(lambda fault: outcome(fault, fault.tests), faults)
+        for fault, (status, said) in zip(faults, results, strict=True):
+            if status == 0:
+                survived += 1
+                print(f"SURVIVED  {fault.name} ({', '.join(fault.tests)})", flush=True)
+            elif status == 1:
+                print(f"killed    {fault.name} by {said}", flush=True)
+            else:
+                print(f"pytest could not run for {fault.name} (status {status}):\n{said}")
+                return 2
+    print(f"{len(faults) - survived} of {len(faults)} faults killed")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
