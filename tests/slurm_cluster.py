@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +119,23 @@ class Cluster:
             if task.get("ArrayTaskId", "").isdecimal()
         }
 
+    def processes(self, **variables: str) -> list[int]:
+        """Processes that the cluster has started, its daemons among them.
+
+        Args:
+            variables: what their environment holds.
+        """
+        wanted = {"SLURM_CONF": f"{self.base}/slurm.conf", **variables}
+        words = {f"{name}={value}".encode() for name, value in wanted.items()}
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                # It may have ended meanwhile.
+                with contextlib.suppress(OSError):
+                    if words <= set((folder / "environ").read_bytes().split(b"\0")):
+                        found.append(int(folder.name))
+        return found
+
 
 @contextlib.contextmanager
 def running(base: Path) -> Iterator[Cluster]:
@@ -211,7 +228,7 @@ def _stop(cluster: Cluster, daemons: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
-    for process in _left_over(cluster.base):
+    for process in cluster.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
@@ -228,19 +245,7 @@ def _wait_for_empty_queue(cluster: Cluster, seconds: float = 30) -> None:
         time.sleep(0.2)
 
 
-def _left_over(base: Path) -> list[int]:
-    """Processes of this cluster: those that have its configuration in their environment."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                if f"SLURM_CONF={base}/slurm.conf".encode() in variables:
-                    found.append(int(folder.name))
-    return found
-
-
-def _wait(condition, why: str, seconds: float = 60) -> None:
+def _wait(condition: Callable[[], bool], why: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, why
