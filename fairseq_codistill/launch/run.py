@@ -191,27 +191,37 @@ class _Start:
         self._group = group
         self._ports = ports
         self._view = view
+        self._notes: list[str] = []
         self.first = self._workers(0)
 
     def __call__(self, restarts: int) -> list[Worker]:
-        return self._workers(restarts) if restarts else self.first
+        workers = self._workers(restarts) if restarts else self.first
+        # Not before it is started: a group that has finished goes on from nothing.
+        for note in self._notes:
+            self._view.announce(f"group {self._group}: {note}")
+        self._notes = []
+        return workers
 
     def _workers(self, restarts: int) -> list[Worker]:
         folder = self._plan.folder(self._group)
         resume = checkpoints.prepare(folder)
         if resume.torn is not None:
-            then = resume.checkpoint.name if resume.checkpoint else "the beginning"
-            self._view.announce(
-                f"group {self._group}: {checkpoints.LAST} is torn, kept as {resume.torn.name}; "
-                f"going on from {then}"
-            )
+            self._notes.append(f"{checkpoints.LAST} is torn, kept as {resume.torn.name}")
+        if resume.problem is not None:
+            self._notes.append(resume.problem)
+        starts = starts_so_far(folder / "log.txt")
+        if resume.checkpoint is not None:
+            update = "an unknown update" if resume.update is None else f"update {resume.update}"
+            self._notes.append(f"resumes at {update} from {resume.checkpoint}")
+        elif starts:
+            self._notes.append("starts over: no checkpoint yet")
         return workers_of(
             self._plan,
             self._group,
             self._ports.free(),
             resume,
             restarted=restarts > 0,
-            starts=starts_so_far(folder / "log.txt"),
+            starts=starts,
         )
 
 
