@@ -7,6 +7,9 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+# git may wait for a file system.
+GIT_SECONDS = 10.0
+
 # One import name, three distributions; see setup.py for which suits which Python.
 FAIRSEQ_DISTRIBUTIONS = ("ve-fairseq", "fairseq-fixed", "fairseq")
 
@@ -31,15 +34,22 @@ def package_folder() -> Path:
 
 
 def git_commit() -> str | None:
-    """Give the commit of this package's folder if it is a git checkout, otherwise None."""
+    """Return the commit of this package's directory if it is a git checkout, otherwise None."""
+    # An environment may lie inside an unrelated checkout: ask whether git knows this very file.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git("rev-parse", "HEAD") or None
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of this package's directory; None if it says nothing in time."""
     if shutil.which("git") is None:
         return None
-    git = ["git", "-C", str(package_folder())]
-    # An environment may lie inside an unrelated checkout: ask whether git knows this very file.
-    tracked = subprocess.run(
-        [*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=False
-    )
-    if tracked.returncode != 0:
+    command = ["git", "-C", str(package_folder()), *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=GIT_SECONDS
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return head.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -11,7 +11,10 @@ from harness import BIN, CODISTILL, MODEL, PLUGIN, SETTINGS, environment, finish
 from ports import free_port
 from supervised import nonce
 from test_launch_supervise import run
+from written_records import write_record
+from written_runs import Writer
 
+from fairseq_codistill import cli
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import State
 from fairseq_codistill.records import Alive, Ended, read_ended, write_ended
@@ -119,21 +122,28 @@ def test_launch_finishes_and_does_not_train_again(corpus, tmp_path):
 
 
 def test_launch_says_3_if_no_snapshot_could_ever_pass(corpus, tmp_path):
-    """T above --max-update; said again, without training, by the same line."""
+    """Two exchanges, by mistake; said again, without training, by the same line."""
     out = tmp_path / "out"
-    # The other group's last snapshot must not be seen either.
-    flags = ["--codistill-interval", "50", "--codistill-keep", "1"]
-    first = launch(corpus, out, *flags)
+    options = ["--group", f"1: --codistill-dir {tmp_path / 'elsewhere'}"]
+    first = launch(corpus, out, "--codistill-interval", "5", options=options)
     said = first.stdout + first.stderr
-    if "never had a live peer" not in said:
-        pytest.skip("one group saw the other's last snapshot")
     assert first.returncode == 3, said
-    assert "--codistill-interval 50 is more than the 20 updates of this run" in log(out)
+    assert "group 0, group 1 never had a live peer" in said
     before = log(out), log(out, 1)
-    again = launch(corpus, out, *flags)
+    again = launch(corpus, out, "--codistill-interval", "5", options=options)
     assert again.returncode == 3
-    assert "never had a live peer" in again.stdout
+    assert "group 0, group 1 never had a live peer" in again.stdout
     assert (log(out), log(out, 1)) == before
+
+
+def test_an_interval_that_no_update_reaches_is_told_at_the_start(corpus, tmp_path):
+    flags = ["--codistill-dir", str(tmp_path / "x"), "--codistill-num-groups", "2"]
+    done = train(corpus, tmp_path / "a", *CODISTILL, *flags, "--codistill-interval", "21")
+    warning = "--codistill-interval 21 is more than the 20 updates of this run"
+    assert done.log.index(warning) < done.log.index("train_inner")
+    assert "train_inner" not in done.log[: done.log.index(warning)]
+    done = train(corpus, tmp_path / "b", *CODISTILL, *flags, "--codistill-interval", "20")
+    assert "is more than the" not in done.log
 
 
 def test_a_peer_that_is_rejected_for_ever_is_no_peer(corpus, other_vocabulary, tmp_path):
@@ -276,3 +286,35 @@ def test_evidence_and_marks_that_are_nonsense(tmp_path, data):
 def test_a_mark_of_an_earlier_version_is_no_evidence(tmp_path):
     (tmp_path / "finished.json").write_text('["command"]\n')
     assert not Finished(tmp_path, ["command"], "run", nonce(0)).reached
+
+
+# Those who look at it later.
+
+ALONE = dataclasses.replace(ENDED, run_id="a", had_peer=False)
+
+
+def test_status_says_who_trained_alone(tmp_path, capsys):
+    write_record(tmp_path)
+    (tmp_path / "exchange").mkdir()
+    write_ended(tmp_path / "group-0", ALONE)
+    write_ended(tmp_path / "group-1", dataclasses.replace(ALONE, run_id="of another run"))
+    assert cli.main(["status", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "group 0 never had a live peer: trained alone to the end" in said
+    assert "group 1 never" not in said
+    assert cli.main(["status", str(tmp_path), "--json"]) == 0
+    one, other = json.loads(capsys.readouterr().out)["runs"][0]["groups"]
+    assert (one["trained_alone"], one["ended"]["reason"]) == (True, "max-update")
+    assert (other["trained_alone"], other["ended"]) == (None, None)
+
+
+def test_report_says_who_trained_alone(tmp_path, capsys):
+    write_record(tmp_path)
+    for group in (0, 1):
+        Writer().start(groups=2).inner(10, loss=2).to(tmp_path / f"group-{group}/log.txt")
+        ended = dataclasses.replace(ALONE, had_peer=group == 1)
+        write_ended(tmp_path / f"group-{group}", ended)
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {tmp_path}: group 0 never had a live peer" in said
+    assert "group 1 never" not in said

@@ -17,6 +17,7 @@ from fairseq_codistill.launch.group import Group, State
 from fairseq_codistill.launch.pulse import awaits_another
 from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.launch.view import LiveView
+from fairseq_codistill.records.ended import ALONE
 
 _TICK = 0.1
 # Seconds between two rounds that tell of more than a busy machine.
@@ -111,8 +112,7 @@ def supervise(
         alone = [group.name for group in groups if group.missed_its_peers]
         if alone:
             view.announce(
-                f"{', '.join(alone)} never had a live peer: trained alone to the end, though it "
-                "was to learn from others. See its log: the exchange, --codistill-interval "
+                f"{', '.join(alone)} {ALONE}. See its log: the exchange, --codistill-interval "
                 "beside the number of updates, rejected snapshots"
             )
         view.show([group.line() for group in groups], time.monotonic(), final=True)

@@ -18,6 +18,9 @@ from fairseq_codistill.records.strict_json import is_text, is_whole
 NAME = "ended.json"
 FORMAT = 1
 
+# What launch, status and report say of a group without a peer, after its name.
+ALONE = "never had a live peer: trained alone to the end, though it was to learn from others"
+
 # Why training ended; the last two are fairseq's --stop-time-hours and --stop-min-lr.
 REASONS = (
     "max-update",

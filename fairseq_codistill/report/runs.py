@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.records import read_ended
+from fairseq_codistill.records.ended import ALONE
 from fairseq_codistill.report import agreement, launched, logs, scores, settings
 from fairseq_codistill.report.agreement import Agreement
 from fairseq_codistill.report.logs import Log
@@ -113,6 +115,7 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
             notes.append(f"{named}: group {group} is left out: {error}.")
     if not models:
         raise UserError(" ".join([f"no group of {named} has trained.", *notes]).rstrip("."))
+    notes += _without_peers(named, out, groups)
     found, complaint = scores.read(out)
     alike, odd = agreement.read(out)
     notes += [said for said in (complaint, odd) if said]
@@ -126,6 +129,20 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
         agreement=alike,
         origin=told.origin,
     )
+
+
+def _without_peers(named: str, out: Path, groups: Iterable[int]) -> list[str]:
+    """Say which groups have ended without ever having had a peer that they were to learn from."""
+    said = []
+    for group in sorted(groups):
+        try:
+            ended = read_ended(out / f"group-{group}")
+        except (OSError, ValueError) as error:
+            said.append(f"{named}: group {group}: {error}.")
+            continue
+        if ended is not None and ended.missed_its_peers:
+            said.append(f"{named}: group {group} {ALONE}.")
+    return said
 
 
 def _model(path: Path, log: Log, group: int = 0) -> Model:

@@ -21,5 +21,7 @@ keys of the JSON document (a time is in seconds since 1970; what is not known is
       silence      seconds since its last sign of life
       peers        those in use, each: group, update (of the snapshot in use),
                    staleness (own update minus that)
+      ended        its orderly end, told by an OUT: update, reason
+      trained_alone  whether it ended without ever having had a live peer
       snapshot     its newest: update, epoch, bytes, dtype, age (seconds)
 """

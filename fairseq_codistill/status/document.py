@@ -53,6 +53,10 @@ def _member(member: Member) -> dict[str, Any]:
             {"group": peer, "update": update, "staleness": (member.update or 0) - update}
             for peer, update in member.peers
         ],
+        "ended": None
+        if member.ended is None
+        else {"update": member.ended.update, "reason": member.ended.reason},
+        "trained_alone": None if member.ended is None else member.ended.missed_its_peers,
         "snapshot": None
         if snapshot is None
         else {

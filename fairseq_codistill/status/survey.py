@@ -11,12 +11,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.exchange import Alive, ExchangeError, Manifest, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
-from fairseq_codistill.records import parse_alive, printable
+from fairseq_codistill.records import Ended, parse_alive, printable, read_ended
 from fairseq_codistill.records.heartbeat import NAME as ALIVE
 from fairseq_codistill.status.limits import BoundedStore, in_parallel
 from fairseq_codistill.status.places import GROUP, MANIFEST, Place
@@ -68,6 +69,7 @@ class Member:
         restarts: by ``codistill launch``.
         peers: the peers in use -> the update of their snapshot.
         snapshot: its newest one.
+        ended: the evidence of its end in the OUT of a launch, or None.
     """
 
     group: int
@@ -79,6 +81,7 @@ class Member:
     restarts: int | None = None
     peers: tuple[tuple[int, int], ...] = ()
     snapshot: Newest | None = None
+    ended: Ended | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ class Survey:
         runs = _runs(seen, now)
         if launched is not None:
             runs = _with_absent(runs, launched.run_id, launched.groups)
+            runs[0] = _with_ends(runs[0], launched.out, problems)
         if len(runs) > MOST_RUNS:
             problems.append(f"{len(runs) - MOST_RUNS} earlier runs are there and are not shown")
         problems += [problem for one in seen for problem in one.problems]
@@ -319,3 +323,17 @@ def _with_absent(runs: list[Run], run_id: str, groups: int) -> list[Run]:
     ]
     members = sorted([*run.members, *absent], key=lambda member: member.group)
     return [replace(run, members=tuple(members)), *(r for r in runs if r.run_id != run_id)]
+
+
+def _with_ends(run: Run, out: Path, problems: list[str]) -> Run:
+    """Add the evidence of the groups' ends, which their leaders have left in a launch's OUT."""
+    members = []
+    for member in run.members:
+        ended = None
+        try:
+            ended = read_ended(out / f"group-{member.group}")
+        except (OSError, ValueError) as error:
+            problems.append(f"group {member.group}: {error}")
+        ours = ended is not None and ended.run_id == run.run_id
+        members.append(replace(member, ended=ended if ours else None))
+    return replace(run, members=tuple(members))

@@ -6,6 +6,7 @@ import textwrap
 from datetime import datetime
 
 from fairseq_codistill.records import printable
+from fairseq_codistill.records.ended import ALONE
 from fairseq_codistill.status.survey import ABSENT, SILENT, Member, Report, Run
 
 WIDTH = 80
@@ -64,7 +65,13 @@ def _run(run: Run, now: float) -> list[str]:
             for name, cell, width in zip(_HEADER, row, widths, strict=True)
         ]
         table.append("  ".join(cells).rstrip())
-    return [f"run {printable(run.run_id)}{heard}", *table]
+    alone = [
+        line
+        for member in run.members
+        if member.ended is not None and member.ended.missed_its_peers
+        for line in textwrap.wrap(f"group {member.group} {ALONE}", WIDTH - 1)
+    ]
+    return [f"run {printable(run.run_id)}{heard}", *table, *alone]
 
 
 def _row(member: Member) -> tuple[str, ...]:
