@@ -111,6 +111,11 @@ class Presence:
                 f"{group_folder(self._group)}/{NAME} was written to {self._store.uri} and could "
                 f"not be read back: there is {found}"
             )
+        if NAME not in self._store.names(group_folder(self._group)):
+            raise OSError(
+                f"{group_folder(self._group)}/{NAME} was written to {self._store.uri}, and is not "
+                "among the names that are listed there"
+            )
 
     def release(self, finished: bool) -> None:
         """Say that the process ends, and stop the heartbeat; what is said first stands."""
