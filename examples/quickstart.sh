@@ -97,7 +97,8 @@ WHOLE=(--required-batch-size-multiple 1)
 # machines whose GPUs this torch cannot use.
 choose_devices() {
     local count visible=${CUDA_VISIBLE_DEVICES:-0,1}
-    count=$(python -c 'import torch; print(torch.cuda.device_count())')
+    # With a driver too old for this torch, device_count() is what the driver lists.
+    count=$(python -c 'from torch import cuda; print(cuda.is_available() * cuda.device_count())')
     case $count in
         0) CPU=(--cpu) ;;
         1) export CUDA_VISIBLE_DEVICES=${visible%%,*},${visible%%,*} ;;

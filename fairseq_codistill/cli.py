@@ -7,17 +7,48 @@ fairseq.
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_codistill import __version__, statuses
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.records import printable
+
+# Those of a process that the signal has ended.
+BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
+INTERRUPTED_STATUS = 128 + signal.SIGINT
+
+# Characters of an error; what others wrote may be quoted in it.
+LONGEST_ERROR = 2000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``codistill`` with ``argv`` (by default the process's own) and give its exit status."""
+    """Run ``codistill`` with ``argv`` (by default the process's own) and return its exit status."""
     arguments, command = _split(sys.argv[1:] if argv is None else list(argv))
+    if arguments[:1] == ["launch"]:
+        # Its groups outlive whoever reads its output.
+        return _run(arguments, command)
+    try:
+        # Terminals and files that cannot hold a character get an escape sequence in its place.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return _run(arguments, command)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has enough.  Python would try to write the rest at its end.
+        _discard_output()
+        return BROKEN_PIPE_STATUS
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+
+
+def _run(arguments: list[str], command: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if command and options.run is not _launch:
@@ -26,9 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except UserError as error:
-        print(f"codistill: error: {error}", file=sys.stderr)
+        print(f"codistill: error: {printable(error, LONGEST_ERROR)}", file=sys.stderr)
         return statuses.CONFIG
     return status
+
+
+def _discard_output() -> None:
+    """Send what is left of the standard output nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import devices
 from fairseq_codistill.launch.checkpoints import Resume
 from fairseq_codistill.launch.commands import (
     SEED_STRIDE,
@@ -16,7 +15,7 @@ from fairseq_codistill.launch.commands import (
     seeds,
     workers_of,
 )
-from fairseq_codistill.launch.devices import Devices, divide, find_gpus
+from fairseq_codistill.launch.devices import Devices, divide
 from fairseq_codistill.launch.dialects import FairseqHydraTrain, FairseqTrain, recognise
 
 CPU = Devices(gpus=(), workers=1, cores=8)
@@ -201,35 +200,6 @@ def test_dividing_gpus():
         divide(["0", "1"], 3, None)
     with pytest.raises(UserError, match="--workers-per-group 2"):
         divide(["0", "1"], 2, 2)
-
-
-def test_finding_gpus(tmp_path):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\necho 'GPU 0: X (UUID: GPU-a)'\necho '  MIG 1g Device 0: (UUID: MIG-b)'\n"
-        "echo 'GPU 1: X (UUID: GPU-c)'\n"
-    )
-    tool.chmod(0o755)
-    environ = {"PATH": str(tmp_path)}
-    assert find_gpus(environ) == ["0", "1"]
-    assert find_gpus({**environ, "CUDA_VISIBLE_DEVICES": "1, 0"}) == ["1", "0"]
-    assert find_gpus({**environ, "CUDA_VISIBLE_DEVICES": ""}) == []
-    assert find_gpus({"PATH": str(tmp_path / "nothing")}) == []
-
-
-def test_gpus_that_only_torch_sees(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text(
-        "import os\nclass cuda:\n    @staticmethod\n    def device_count():\n"
-        "        return len(os.environ.get('CUDA_VISIBLE_DEVICES', '0,1,2').split(','))\n"
-    )
-    environ = {"PATH": str(tmp_path), "PYTHONPATH": str(tmp_path)}
-    monkeypatch.setattr(devices, "DEVICE_FILES", (str(tmp_path / "nvidia[0-9]*"),))
-    assert find_gpus(environ) == []
-    (tmp_path / "nvidia3").touch()
-    assert find_gpus(environ) == ["0", "1", "2"]
-    assert find_gpus({**environ, "CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}) == ["GPU-a", "GPU-b"]
-    (tmp_path / "torch.py").write_text("raise OSError('the driver is another one')\n")
-    assert find_gpus(environ) == []
 
 
 def test_hydra(tmp_path):

@@ -158,6 +158,7 @@ def test_no_absolute_path_stays_in_a_command(word, short):
 
 def write_launch(run: Path, command: list[str], torch: str, options: list[str] | None) -> None:
     said = {"format": 1, "run_id": "r", "groups": [[], []], "command": command}
+    said |= {"nonces": ["n", "m"], "time": "2026-01-01T00:00:00+00:00", "history": []}
     said |= {} if options is None else {"options": options}
     (run / "launch.json").write_text(json.dumps(said | {"versions": {"torch": torch, "x": None}}))
 

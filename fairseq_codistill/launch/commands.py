@@ -13,7 +13,7 @@ from fairseq_codistill.launch import checkpoints
 from fairseq_codistill.launch.checkpoints import Resume
 from fairseq_codistill.launch.devices import Devices
 from fairseq_codistill.launch.dialects import Dialect, Settings
-from fairseq_codistill.records.address import check_address
+from fairseq_codistill.records.address import check_address, resolved
 
 # fairseq derives dropout from seed + update and shuffling from seed + epoch: neighbouring seeds
 # would replay each other.
@@ -236,6 +236,14 @@ def check_exchanges(plan: Plan) -> None:
             raise UserError(f"--codistill-dir {error}") from None
 
 
+def exchange_address(plan: Plan) -> str | None:
+    """Return the exchange, an absolute path or a URI; None if there is none."""
+    if plan.groups == 1:
+        return None
+    named = _named_exchange(plan, plan.flags.get(0, ()))
+    return str(plan.out / "exchange") if named is None else resolved(named)
+
+
 def is_lockstep(plan: Plan) -> bool:
     """Tell whether groups wait for each other."""
     key = "task.codistill_mode"
@@ -344,15 +352,10 @@ def _environment(plan: Plan, group: int, starts: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
     }
     devices = plan.devices
-    if devices.cpu:
-        # With --cpu fairseq still touches a GPU that it sees.
-        env["CUDA_VISIBLE_DEVICES"] = ""
-        if not plan.keep_omp:
-            threads = devices.cores // (plan.groups * devices.workers)
-            env["OMP_NUM_THREADS"] = str(max(1, threads))
-    else:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.gpus[group])
-    return env
+    if devices.cpu and not plan.keep_omp:
+        threads = devices.cores // (plan.groups * devices.workers)
+        env["OMP_NUM_THREADS"] = str(max(1, threads))
+    return env | devices.environment(group)
 
 
 def _as_seed(text: str | None) -> int:

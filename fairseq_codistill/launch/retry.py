@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from fairseq_codistill.errors import UserError
+
 FIRST_SECONDS = 1.0
 LONGEST_SECONDS = 30.0
 
@@ -14,7 +16,7 @@ class Retry:
 
     Args:
         what: for people, as in "launch.json".
-        act: what to do; it raises ``OSError`` if it fails.
+        act: what to do; it raises ``OSError``, ``ValueError`` or ``UserError`` if it fails.
         announce: prints a line for the user.
     """
 
@@ -37,7 +39,7 @@ class Retry:
             return
         try:
             self._act()
-        except OSError as error:
+        except (OSError, ValueError, UserError) as error:
             self._due = (time.monotonic() if now is None else now) + self._pause
             self._pause = min(2 * self._pause, LONGEST_SECONDS)
             if not self._failed:

@@ -17,13 +17,14 @@ from fairseq_codistill.launch.commands import (
     Worker,
     as_shell,
     check_exchanges,
+    exchange_address,
     exchange_folder,
     is_lockstep,
     parse_group_flags,
     seeds,
     workers_of,
 )
-from fairseq_codistill.launch.devices import divide, find_gpus
+from fairseq_codistill.launch.devices import check, find_devices
 from fairseq_codistill.launch.dialects import Dialect, recognise
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import Group, Patience
@@ -106,13 +107,17 @@ def launch(options: Options) -> int:
     with record.only_launch(out, view.announce):
         plan = make_plan(options)
         plan = replace(plan, dialect=_with_program(plan.dialect))
+        for note in check(plan.devices, plan.dialect.program, os.environ):
+            view.announce(note)
         ports = Ports()
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
+        exchange = exchange_address(plan)
+        options_said = options.for_the_record()
         written = Retry(
             f"{plan.out / 'launch.json'}",
-            lambda: record.write(plan.out, who, options.command, first, options.for_the_record()),
+            lambda: record.write(plan.out, who, options.command, first, options_said, exchange),
             view.announce,
         )
         written.try_now()
@@ -152,12 +157,14 @@ def make_plan(options: Options) -> Plan:
     dialect = recognise(options.command)
     dialect.refuse_several_jobs()
     out = options.out.absolute()
-    gpus = [] if dialect.is_on("common.cpu") else find_gpus(os.environ)
+    cpu = dialect.is_on("common.cpu")
     who = record.identity(out, options.groups)
     plan = Plan(
         dialect=dialect,
         groups=options.groups,
-        devices=divide(gpus, options.groups, options.workers_per_group),
+        devices=find_devices(
+            os.environ, dialect.program, cpu, options.groups, options.workers_per_group
+        ),
         out=out,
         run_id=who.run_id,
         nonces=who.nonces,
@@ -184,27 +191,37 @@ class _Start:
         self._group = group
         self._ports = ports
         self._view = view
+        self._notes: list[str] = []
         self.first = self._workers(0)
 
     def __call__(self, restarts: int) -> list[Worker]:
-        return self._workers(restarts) if restarts else self.first
+        workers = self._workers(restarts) if restarts else self.first
+        # Not before it is started: a group that has finished goes on from nothing.
+        for note in self._notes:
+            self._view.announce(f"group {self._group}: {note}")
+        self._notes = []
+        return workers
 
     def _workers(self, restarts: int) -> list[Worker]:
         folder = self._plan.folder(self._group)
         resume = checkpoints.prepare(folder)
         if resume.torn is not None:
-            then = resume.checkpoint.name if resume.checkpoint else "the beginning"
-            self._view.announce(
-                f"group {self._group}: {checkpoints.LAST} is torn, kept as {resume.torn.name}; "
-                f"going on from {then}"
-            )
+            self._notes.append(f"{checkpoints.LAST} is torn, kept as {resume.torn.name}")
+        if resume.problem is not None:
+            self._notes.append(resume.problem)
+        starts = starts_so_far(folder / "log.txt")
+        if resume.checkpoint is not None:
+            update = "an unknown update" if resume.update is None else f"update {resume.update}"
+            self._notes.append(f"resumes at {update} from {resume.checkpoint}")
+        elif starts:
+            self._notes.append("starts over: no checkpoint yet")
         return workers_of(
             self._plan,
             self._group,
             self._ports.free(),
             resume,
             restarted=restarts > 0,
-            starts=starts_so_far(folder / "log.txt"),
+            starts=starts,
         )
 
 

@@ -101,7 +101,7 @@ def as_float(value: object) -> float | None:
 def as_floats(values: Mapping[str, object]) -> dict[str, float]:
     """Return the values that are numbers, by their names."""
     try:
-        numbers = [float(value) for value in values.values()]  # type: ignore[arg-type]
+        numbers = list(map(float, values.values()))  # type: ignore[arg-type]
         # Not so either, if the first number is NaN.
         ordinary = bool(numbers) and max(numbers) < LARGEST and min(numbers) > -LARGEST
     except (TypeError, ValueError):
@@ -121,9 +121,11 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def _parse_json(message: str) -> Numbers:
     try:
-        said = _DECODER.decode(message)
+        said, end = _DECODER.raw_decode(message)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if end != len(message):
+        raise ValueError("something follows its end")
     # The name that every such line has tells its kind.
     if _COUNTER in said:
         kind, start = TRAIN_INNER, ""
@@ -136,6 +138,8 @@ def _parse_json(message: str) -> Numbers:
 
 
 def _as_update(value: object) -> int | None:
+    if isinstance(value, str) and len(value) < 16 and value.isdecimal():
+        return int(value)  # as nearly always
     number = as_float(value)
     if number is None:
         return None

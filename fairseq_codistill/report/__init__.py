@@ -1,7 +1,8 @@
 """``codistill report``: tables and pictures of what any number of runs have logged.
 
-``runs`` finds the logs of what the user named, ``logs`` parses them, ``settings`` tells which
-runs differ in their seed only and ``labels`` puts these into one line. ``series`` makes a mean
+``runs`` finds the logs of what the user named, ``logs`` reads them and ``thinning`` keeps long ones
+small, ``launched`` reads ``launch.json``, ``settings`` tells which runs differ in their seed only
+and ``labels`` puts these into one line. ``series`` makes a mean
 and a band of several curves, ``figures`` the numbers, ``compare`` tells how far two lines are
 apart, ``scores`` how well a run translates, ``agreement`` how alike its models' answers on images
 are, and ``origin`` how it was made. ``content`` says what a report holds, ``tables`` and
@@ -35,6 +36,7 @@ keys of report.json (what is not known is null; updates and values are lists ali
       figures      the same keys, each a number; nll in bits per token or image,
                    top1 in percent, staleness in updates, stall_share of seconds
       curves       train_nll, train_loss, eval_train_nll, valid_nll, valid_top1,
-                   distance, alpha, codistill_loss, staleness, each as logged:
+                   distance, alpha, codistill_loss, staleness, each as logged (of
+                   more than 20,000 lines of a kind, means of neighbours):
                    updates, values
 """

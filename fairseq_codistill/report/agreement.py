@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from fairseq_codistill.records import is_whole, parse_object, read_file
+from fairseq_codistill.records.training_log import MOST_UPDATES
+
 FILE = "agreement.jsonl"
+# A line compares two checkpoints and has less than a kilobyte.
+LARGEST = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def read(out: Path) -> tuple[Agreement | None, str | None]:
     """
     path = out / FILE
     try:
-        found = _parse(path.read_text(encoding="utf-8"))
+        found = _parse(read_file(path, LARGEST))
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -52,10 +56,12 @@ def read(out: Path) -> tuple[Agreement | None, str | None]:
     return found, None
 
 
-def _parse(text: str) -> Agreement | None:
+def _parse(data: bytes) -> Agreement | None:
     found: dict[int | None, dict[frozenset[str], float]] = {}
-    for line in text.splitlines():
-        said = json.loads(line)
+    for line in data.splitlines():
+        if line.startswith(b"["):
+            continue
+        said = parse_object(line)
         if "agreement" not in said:
             continue  # What it says of one model by itself.
         # Older lines tell neither groups nor updates; the folders are those of the groups then.
@@ -64,10 +70,12 @@ def _parse(text: str) -> Agreement | None:
         # Two checkpoints of one group, or of different updates, tell something else.
         if len(pair) != 2 or len(updates) != 1:
             continue
-        share = float(said["agreement"])
-        if not 0 <= share <= 1:
+        update, share = updates.pop(), said["agreement"]
+        if update is not None and not is_whole(update, 0, MOST_UPDATES):
+            raise ValueError(f"{update} is no number of updates")
+        if type(share) not in (int, float) or not 0 <= share <= 1:
             raise ValueError(f"agreement {share} is no share")
-        found.setdefault(updates.pop(), {})[pair] = share
+        found.setdefault(update, {})[pair] = float(share)
     if not found:
         return None
     updates_found = sorted(found, key=lambda update: -1 if update is None else update)

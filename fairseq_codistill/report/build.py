@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fairseq_codistill.report import labels as grouping
 from fairseq_codistill.report import pictures, plots, tables, wording
-from fairseq_codistill.report.content import Content, Listing
+from fairseq_codistill.report.content import Content, Listing, made_printable
 from fairseq_codistill.report.labels import Label
 
 
@@ -25,7 +25,7 @@ def build(labels: Sequence[Label]) -> Content:
     if drawn and not any(label.codistilled for label in labels):
         notes.append("No run here has peers, so there is no picture of alpha, D and staleness.")
     several = any(len(label.models) > 1 for label in labels)
-    return Content(
+    content = Content(
         title="Codistillation report",
         summary=summary(labels),
         main=tables.main(labels),
@@ -43,6 +43,7 @@ def build(labels: Sequence[Label]) -> Content:
         made=made(labels),
         notes=notes,
     )
+    return made_printable(content)
 
 
 def summary(labels: Sequence[Label]) -> list[str]:

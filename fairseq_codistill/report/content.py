@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from fairseq_codistill.records import printable
+
+# Characters of a sentence or a cell, and of a line of code.
+LONGEST, LONGEST_CODE = 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,43 @@ class Content:
     tables: list[Table]
     made: Listing | None
     notes: list[str]
+
+
+def made_printable(content: Content) -> Content:
+    """Return the same content with every text on one line and without control characters.
+
+    Names of files, logs and what launch has written down are others' to choose.
+    """
+    made = content.made
+    return replace(
+        content,
+        summary=_texts(content.summary),
+        main=_table(content.main),
+        results=[_table(table) for table in content.results],
+        pictures=[
+            replace(one, caption=printable(one.caption, LONGEST), alt=printable(one.alt, LONGEST))
+            for one in content.pictures
+        ],
+        tables=[_table(table) for table in content.tables],
+        made=made
+        and Listing(
+            made.title,
+            [printable(line, LONGEST_CODE) for line in made.lines],
+            printable(made.caption, LONGEST),
+        ),
+        notes=_texts(content.notes),
+    )
+
+
+def _table(table: Table) -> Table:
+    return replace(
+        table,
+        title=printable(table.title, LONGEST),
+        header=_texts(table.header),
+        rows=[_texts(row) for row in table.rows],
+        caption=printable(table.caption, LONGEST),
+    )
+
+
+def _texts(texts: Iterable[str]) -> list[str]:
+    return [printable(text, LONGEST) for text in texts]

@@ -28,7 +28,7 @@ from fairseq_codistill.report.thinning import MOST, SHOWN, Line, thin
 LONGEST_NUMBERS = 4096
 MOST_NUMBERS = 64
 # Settings are some 20 kilobytes; what is longer is taken for unknown.
-LONGEST_SETTINGS = 256 * 1024
+LONGEST_SETTINGS = 128 * 1024
 
 # What is in every line that counts.
 _COUNTER, _CONFIGURED, _LAUNCHED = "num_updates", "{'_name': None, 'common': {", "codistill.launch"
@@ -81,7 +81,7 @@ class Log:
         for some in (self.inner, self.epochs, self.valid):
             if some and some[0].merged is not None:
                 # Evenly, so that the newest do not count for more in a picture.
-                thin(some, recent=1)
+                thin(some, recent=1, validation=some is self.valid)
 
     def _read_start(self, logger: str, message: str) -> None:
         if logger == _LAUNCHED:
@@ -119,7 +119,7 @@ class Log:
             del lines[bisect_left(lines, line.update, key=_update) :]
         lines.append(line)
         if len(lines) > MOST:
-            thin(lines)
+            thin(lines, validation=lines is self.valid)
 
 
 def read(path: Path) -> Log:

@@ -22,7 +22,7 @@ def as_markdown(content: Content) -> str:
         parts += [f"## {_plain(table.title)}", _table(table)]
     if content.made is not None:
         # By its indent it is code, in which nothing is a mark.
-        lines = "\n".join(f"    {_printable(line)}" for line in content.made.lines)
+        lines = "\n".join(f"    {line}" for line in content.made.lines)
         parts += [f"## {_plain(content.made.title)}", lines, _plain(content.made.caption)]
     if content.notes:
         parts += ["## Notes", "\n".join(f"- {_plain(note)}" for note in content.notes)]
@@ -50,9 +50,5 @@ def _table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Keep what Markdown would take for a mark of its own, and drop what no line can hold."""
-    return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", _printable(text))
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    """Keep what Markdown would take for a mark of its own."""
+    return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", text)

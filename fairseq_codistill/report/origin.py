@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq_codistill.records import printable
+
+# Characters of a command, and of what is told of a version.
+LONGEST, LONGEST_VERSION, MOST_VERSIONS = 100_000, 100, 50
+
 # A file's URI; another URI, which names no place of this machine; an absolute path.
 _PLACES = re.compile(
-    r"file:/+(?P<file>[^\s:=,'\"]+)|[A-Za-z][\w+.-]*://[^\s:=,'\"]*"
+    r"file:/+(?P<file>[^\s:=,'\"]+)|[A-Za-z][\w+.-]{0,30}://[^\s:=,'\"]*"
     r"|(?<![\w./~*-])/+(?P<path>[^\s:=,'\"]+)"
 )
 
@@ -28,19 +33,46 @@ class Origin:
     versions: dict[str, str | None]
 
 
-def of(written: Mapping[str, Any]) -> Origin | None:
-    """Give what ``launch.json`` says; None if it is not there or says nothing of it."""
+def of(written: Mapping[str, Any], groups: int) -> Origin | None:
+    """Give what ``launch.json`` says; None if it says nothing of it.
+
+    Args:
+        written: its content.
+        groups: how many it names.
+
+    Raises:
+        ValueError: if what it says is not of the kind that launch writes; the message is its name.
+    """
     if "command" not in written or "versions" not in written:
         return None
     # Launch has not always kept its options; their place is marked then.
-    known = ["--groups", str(len(written.get("groups", [])))]
     if "options" in written:
-        options = shlex.join(shortened(written["options"]))
+        options = shlex.join(shortened(_words(written, "options")))
     else:
-        options = f"{shlex.join(known)} ..."
+        options = f"--groups {groups} ..."
     # Each word by itself: a quote of the shell's own is no part of a path.
-    command = shlex.join(shortened(written["command"]))
-    return Origin(f"codistill launch {options} -- {command}", dict(written["versions"]))
+    command = shlex.join(shortened(_words(written, "command")))
+    return Origin(f"codistill launch {options} -- {command}", _versions(written["versions"]))
+
+
+def _words(written: Mapping[str, Any], name: str) -> list[str]:
+    words = written[name]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(name)
+    if sum(map(len, words)) + len(words) > LONGEST:
+        raise ValueError(name)
+    return [printable(word, LONGEST) for word in words]
+
+
+def _versions(versions: object) -> dict[str, str | None]:
+    if not isinstance(versions, dict) or len(versions) > MOST_VERSIONS:
+        raise ValueError("versions")
+    if not all(value is None or isinstance(value, str) for value in versions.values()):
+        raise ValueError("versions")
+    return {
+        printable(name, LONGEST_VERSION): value and printable(value, LONGEST_VERSION)
+        for name, value in versions.items()
+    }
 
 
 def shortened(words: Sequence[str]) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import record
-from fairseq_codistill.report import agreement, logs, origin, scores, settings
+from fairseq_codistill.report import agreement, launched, logs, scores, settings
 from fairseq_codistill.report.agreement import Agreement
 from fairseq_codistill.report.logs import Log
 from fairseq_codistill.report.origin import Origin
@@ -19,6 +19,7 @@ from fairseq_codistill.report.settings import Settings
 
 USUAL = ("log.txt", "train.log", "hydra_train.log")
 ENDINGS = (".log", ".txt", ".out")
+LONGEST_SEED = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Model:
     def seed(self) -> int | None:
         """Its seed, if the log tells."""
         text = self.settings.get("seed", "")
-        return int(text) if text.isdecimal() else None
+        return int(text) if text.isdecimal() and len(text) <= LONGEST_SEED else None
 
 
 @dataclass(frozen=True)
@@ -81,29 +82,33 @@ def find(named: str) -> Run:
         UserError: if there is none, or none with a line of training.
     """
     path = Path(named)
-    if not path.exists():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        names = sorted(os.listdir(path)) if is_folder else []
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{named} is not there; name the --out of a launch, the folder of a run with a log in "
             "it, or a log"
-        )
-    if not path.is_dir():
-        return Run(named, [_model(0, path)], [])
-    groups = _groups(path)
-    if not groups:
-        return Run(named, [_model(0, _log_in(path))], [])
-    return _launched(named, path, groups)
+        ) from None
+    except OSError as error:
+        raise UserError(f"{named} cannot be read: {error.strerror or error}") from None
+    if not is_folder:
+        return Run(named, [_model(path, logs.read(path))], [])
+    groups = _groups(path, names)
+    if groups:
+        return _launched(named, path, groups)
+    return Run(named, [_model_in(path, names)], [])
 
 
 def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
-    written: dict[str, Any] = record.read(out) or {}
-    models, notes = [], []
-    for group in sorted({*groups, *range(len(written.get("groups", [])))}):
-        path = out / f"group-{group}" / "log.txt"
-        if not path.exists():
+    told = launched.read(out)
+    models, notes = [], list(told.notes)
+    for group in sorted({*groups, *range(told.groups)}):
+        if group not in groups:
             notes.append(f"{named}: group {group} has no log.txt and is left out.")
             continue
         try:
-            models.append(_model(group, path))
+            models.append(_model(groups[group], logs.read(groups[group]), group))
         except UserError as error:
             notes.append(f"{named}: group {group} is left out: {error}.")
     if not models:
@@ -115,16 +120,15 @@ def _launched(named: str, out: Path, groups: dict[int, Path]) -> Run:
         named=named,
         models=models,
         notes=notes,
-        run_id=written.get("run_id"),
-        git_commit=written.get("git_commit"),
+        run_id=told.run_id,
+        git_commit=told.git_commit,
         scores=found,
         agreement=alike,
-        origin=origin.of(written),
+        origin=told.origin,
     )
 
 
-def _model(group: int, path: Path) -> Model:
-    log = logs.read(path)
+def _model(path: Path, log: Log, group: int = 0) -> Model:
     if not log.train:
         raise UserError(
             f"{path} has no line of training in fairseq's --log-format json or simple: either it "
@@ -133,32 +137,36 @@ def _model(group: int, path: Path) -> Model:
     return Model(group, path, log, settings.parse(log.settings))
 
 
-def _groups(folder: Path) -> dict[int, Path]:
+def _groups(folder: Path, names: Sequence[str]) -> dict[int, Path]:
+    """Find the logs of a launch's groups."""
     found = {}
-    for path in folder.glob("group-*/log.txt"):
-        match = re.fullmatch(r"group-(\d+)", path.parent.name)
-        if match is not None:
+    for name in names:
+        match = re.fullmatch(r"group-([0-9]{1,6})", name)
+        path = folder / name / "log.txt"
+        if match is not None and os.path.lexists(path):
             found[int(match[1])] = path
     return found
 
 
-def _log_in(folder: Path) -> Path:
-    """Find the log in the folder of a plain run."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read: {error.strerror or error}") from None
+def _model_in(folder: Path, names: Sequence[str]) -> Model:
+    """Find the log in the folder of a plain run, and read it."""
     for name in USUAL:
         if name in names:
-            return folder / name
-    candidates = [folder / name for name in names if name.endswith(ENDINGS)]
-    logs_found = [path for path in candidates if path.is_file() and logs.read(path).train]
-    if len(logs_found) > 1:
-        said = ", ".join(path.name for path in logs_found)
-        raise UserError(f"{folder} has several logs ({said}); name the one that you mean")
-    if not logs_found:
+            return _model(folder / name, logs.read(folder / name))
+    read = {name: logs.read(folder / name) for name in names if _may_be_log(folder / name)}
+    read = {name: log for name, log in read.items() if log.train}
+    if len(read) > 1:
+        raise UserError(
+            f"{folder} has several logs ({', '.join(read)}); name the one that you mean"
+        )
+    if not read:
         raise UserError(
             f"{folder} has no log: no group-<i>/log.txt of a launch, no {', '.join(USUAL)} and no "
             f"other {', '.join(ENDINGS)} with fairseq's lines of training; name the log itself"
         )
-    return logs_found[0]
+    ((name, log),) = read.items()
+    return _model(folder / name, log)
+
+
+def _may_be_log(path: Path) -> bool:
+    return path.name.endswith(ENDINGS) and os.path.isfile(path)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairseq_codistill.records import printable, read_object
+
 FILE = Path("evaluation") / "scores.json"
 # What must be alike for two scores to be compared.
 CONDITIONS = ("subset", "sentences", "beam", "lenpen", "checkpoints", "references")
 
-_MODEL = re.compile(r"model \d+")
+LONGEST_CONDITION = 200
+
+_MODEL = re.compile(r"model \d{1,6}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def read(out: Path) -> tuple[Scores | None, str | None]:
     """
     path = out / FILE
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8"))), None
+        return _parse(read_object(path)), None
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -55,7 +58,7 @@ def read(out: Path) -> tuple[Scores | None, str | None]:
 
 
 def _parse(said: dict[str, Any]) -> Scores:
-    rows = {name: float(row["sacrebleu"]) for name, row in said["scores"].items()}
+    rows = {name: _score(row["sacrebleu"]) for name, row in said["scores"].items()}
     models = [value for name, value in rows.items() if _MODEL.fullmatch(name)]
     if not models:
         raise ValueError("no row 'model 0'")
@@ -63,6 +66,13 @@ def _parse(said: dict[str, Any]) -> Scores:
         models,
         rows.get("ensemble"),
         rows.get("weight average"),
-        {name: str(said[name]) for name in CONDITIONS if name in said},
-        str(said.get("sacrebleu_signature", "")),
+        {name: printable(said[name], LONGEST_CONDITION) for name in CONDITIONS if name in said},
+        printable(said.get("sacrebleu_signature", ""), LONGEST_CONDITION),
     )
+
+
+def _score(value: object) -> float:
+    # sacreBLEU's rounding may give a little more than 100.
+    if not isinstance(value, int | float) or not 0 <= value < 101:
+        raise ValueError(f"{printable(value, 20)} is no score")
+    return float(value)

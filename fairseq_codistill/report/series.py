@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fairseq_codistill.report.logs import Line, Log
+from fairseq_codistill.report.logs import Log
+from fairseq_codistill.report.thinning import MOST, NLL, Line
 
 Numbers = NDArray[np.float64]
 
@@ -16,9 +17,9 @@ Numbers = NDArray[np.float64]
 # that is there.  Without label smoothing or sentence averaging, fairseq's cross_entropy logs its
 # NLL as loss alone.
 QUANTITIES = {
-    "train_nll": ("train", ("nll_loss", "loss")),
+    "train_nll": ("train", NLL),
     "train_loss": ("train", ("loss",)),
-    "valid_nll": ("valid", ("nll_loss", "loss")),
+    "valid_nll": ("valid", NLL),
     "valid_top1": ("valid", ("top1",)),
     "eval_train_nll": ("epochs", ("eval_nll_loss",)),
     "distance": ("epochs", ("distance",)),
@@ -44,7 +45,8 @@ class Band:
     """Mean, least and greatest of several curves, at the updates that all of them cover.
 
     Attributes:
-        updates: all at which any curve has a value; the others are interpolated.
+        updates: all at which any curve has a value, the others are interpolated; of more than
+            ``MOST`` so many of them, evenly.
         curves: how many there are.
         measured: whether every curve has a value of its own at each of the updates.
     """
@@ -93,7 +95,7 @@ def band(curves: Sequence[Curve]) -> Band | None:
     if start > end:
         return None
     every = np.unique(np.concatenate([one.updates for one in curves]))
-    updates = every[(every >= start) & (every <= end)]
+    updates = _thinned(every[(every >= start) & (every <= end)])
     values = np.stack([np.interp(updates, one.updates, one.values) for one in curves])
     return Band(
         updates,
@@ -103,6 +105,12 @@ def band(curves: Sequence[Curve]) -> Band | None:
         len(curves),
         all(np.isin(updates, one.updates).all() for one in curves),
     )
+
+
+def _thinned(updates: Numbers) -> Numbers:
+    if len(updates) <= MOST:
+        return updates
+    return updates[np.linspace(0, len(updates) - 1, MOST).round().astype(int)]
 
 
 def _first(line: Line, names: Sequence[str]) -> float | None:

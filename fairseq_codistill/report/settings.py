@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 Settings = Mapping[str, str]
@@ -40,11 +41,17 @@ def parse(text: str) -> Settings:
     and never evaluated.
     """
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings():
+            # Of escapes in strings, which are nobody's here to mend.
+            warnings.simplefilter("ignore")
+            return _taken_apart(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
+
+
+def _taken_apart(tree: ast.expr) -> Settings:
     found: dict[str, str] = {}
-    parts = dict(_parts(tree.body))
+    parts = dict(_parts(tree))
     # What fairseq-train prints of the model repeats all the rest: the first of a name counts.
     for part in sorted(parts.keys() - _NOT_SETTINGS, key=lambda name: (name == "model", name)):
         for name, value in _leaves(part, parts[part]):

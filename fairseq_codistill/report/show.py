@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.records import printable
 from fairseq_codistill.report import labels, runs
 from fairseq_codistill.report.build import build
+from fairseq_codistill.report.content import LONGEST
 from fairseq_codistill.report.document import as_json
 from fairseq_codistill.report.markdown import as_markdown
 from fairseq_codistill.report.page import as_html
@@ -33,10 +37,24 @@ def report(
     Raises:
         UserError: if a run cannot be read, or the files cannot be written.
     """
+    try:
+        return _report(named, labelled, out, html, json)
+    except UserError as error:
+        # It may quote the name of a file.
+        raise UserError(printable(error, LONGEST)) from None
+
+
+def _report(
+    named: Sequence[str],
+    labelled: Sequence[Sequence[str]],
+    out: Path,
+    html: bool,
+    json: bool,
+) -> int:
     for label in labelled:
         if len(label) < 2:
             raise UserError(f"--as {' '.join(label)} names no run; give --as LABEL RUN...")
-        if "/" in label[0] and Path(label[0]).exists():
+        if "/" in label[0] and os.path.exists(label[0]):
             raise UserError(
                 f"--as {' '.join(label)}: {label[0]} is there, so it looks like a run and not "
                 "like a label; give --as LABEL RUN..."
@@ -55,9 +73,15 @@ def report(
     if json:
         files["report.json"] = as_json(found, written.notes)
     _write(out, files)
-    print("\n".join([*written.summary, *(f"note: {note}" for note in written.notes)]))
-    print(f"written to {out}: {', '.join(files)}")
+    said = [*written.summary, *(f"note: {note}" for note in written.notes)]
+    _say([*said, printable(f"written to {out}: {', '.join(files)}", LONGEST)])
     return 0
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Print lines, whatever letters the terminal's encoding has."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _find(named: str, read: dict[Path, str]) -> Run:

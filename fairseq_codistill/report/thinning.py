@@ -16,11 +16,11 @@ line is met only by a restart from further back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MOST = 20_000
-RECENT = 5_000
+RECENT = 2_000
 
 NLL = ("nll_loss", "loss")
 CLOCK = "wall"
@@ -42,8 +42,8 @@ class Merged:
         lines: how many there were.
         counts: how many finite values each mean is of, by its name.
         clock: the first line's, and how far it ran from there to the last one; None without one.
-        best_nll: lowest finite validation NLL and its update.
-        best_top1: highest finite top-1 accuracy.
+        best_nll: lowest finite validation NLL and its update; of training None.
+        best_top1: highest finite top-1 accuracy; of training None.
         not_finite: first update with a loss that is not finite.
     """
 
@@ -125,12 +125,13 @@ def elapsed(lines: Sequence[Line]) -> float | None:
     return clocks[0][0] + sum(_growth(clocks))
 
 
-def thin(lines: list[Line], recent: int = RECENT) -> None:
+def thin(lines: list[Line], recent: int = RECENT, validation: bool = False) -> None:
     """Merge neighbours, in place.
 
     Args:
         lines: at growing updates.
         recent: how many of the newest to leave alone.
+        validation: they are of validation, so their best is remembered.
     """
     old = lines[: len(lines) - recent]
     count = sum(line.lines for line in old)
@@ -146,44 +147,55 @@ def thin(lines: list[Line], recent: int = RECENT) -> None:
             room = size
         groups[-1].append(line)
         room -= line.lines
-    lines[: len(old)] = [_merge(group) for group in groups]
+    lines[: len(old)] = [
+        group[0] if len(group) == 1 else _merge(group, validation) for group in groups
+    ]
 
 
-def _merge(group: list[Line]) -> Line:
-    first, last = group[0], group[-1]
-    if first is last:
-        return first
-    values: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for name in MEANS:
-        known = [
-            (value, 1 if line.merged is None else line.count(name))
-            for line in group
-            if (value := line.values.get(name)) is not None and math.isfinite(value)
-        ]
-        if known:
-            counts[name] = count = sum(count for _, count in known)
-            values[name] = sum(value * count for value, count in known) / count
-    for name in SHOWN - values.keys():
+def _merge(group: Sequence[Line], validation: bool) -> Line:
+    values, counts = {}, {}
+    for name in SHOWN:
+        with_it = [line for line in group if name in line.values]
+        if not with_it:
+            continue
         # A sample of the rates, and of what is never finite.
-        sample = next((line.values[name] for line in group if name in line.values), None)
-        if sample is not None:
-            values[name] = sample
+        values[name] = with_it[0].values[name]
+        if name in MEANS:
+            mean, count = _mean(with_it, name)
+            if count:
+                values[name], counts[name] = mean, count
     clocks = [clock for line in group if (clock := line.clock) is not None]
     if clocks:
         values[CLOCK] = clocks[-1][2]
-    nll = [best for line in group if (best := line.best_nll) is not None]
-    top1 = [t for line in group if (t := line.best_top1) is not None and math.isfinite(t)]
-    odd_updates = [update for line in group if (update := line.not_finite) is not None]
     merged = Merged(
         lines=sum(line.lines for line in group),
         counts=counts,
         clock=(clocks[0][0], sum(_growth(clocks))) if clocks else None,
-        best_nll=min(nll, default=None),
-        best_top1=max(top1, default=None),
-        not_finite=min(odd_updates, default=None),
+        best_nll=min(filter(None, (line.best_nll for line in group)), default=None)
+        if validation
+        else None,
+        best_top1=_highest(line.best_top1 for line in group) if validation else None,
+        not_finite=next((u for line in group if (u := line.not_finite) is not None), None),
     )
-    return Line(last.update, values, merged)
+    return Line(group[-1].update, values, merged)
+
+
+def _highest(values: Iterable[float | None]) -> float | None:
+    """Return the highest of the values that are finite."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return max(finite, default=None)
+
+
+def _mean(lines: Sequence[Line], name: str) -> tuple[float, int]:
+    """Return the mean of what is finite, and of how many lines it is."""
+    total = sum(line.values[name] for line in lines)
+    if math.isfinite(total) and all(line.merged is None for line in lines):
+        return total / len(lines), len(lines)
+    finite = [
+        (value, line.count(name)) for line in lines if math.isfinite(value := line.values[name])
+    ]
+    count = sum(count for _, count in finite)
+    return (sum(value * times for value, times in finite) / count if count else math.nan), count
 
 
 def _growth(clocks: Sequence[tuple[float, float, float]]) -> list[float]:

@@ -1,7 +1,7 @@
 """``codistill status``: what can be read off an exchange, and off the folder of a launch.
 
-``places`` finds out what the user named, ``survey`` reads it, ``table`` and ``document`` say it,
-``show`` ties them together.  Nothing here writes anything anywhere.
+``places`` finds out what the user named, ``survey`` reads it, within ``limits``, ``table`` and
+``document`` say it, ``show`` ties them together.  Nothing here writes anything anywhere.
 """
 
 # For --help, which loads none of the modules here.
@@ -10,7 +10,7 @@ keys of the JSON document (a time is in seconds since 1970; what is not known is
   format, time     1; when this was read
   exchange         path or URI
   launch           null, or of an OUT: out, run_id, groups, time (ISO), launches
-  problems         sentences about files that could not be read
+  problems         sentences about files that could not be read, or are not obeyed
   runs             the one heard of last first, each:
     run_id, time   its name; when it was last heard of
     groups         each:

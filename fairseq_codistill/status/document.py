@@ -16,11 +16,11 @@ def as_json(report: Report, indent: int | None = 2) -> str:
     document = {
         "format": FORMAT,
         "time": report.time,
-        "exchange": report.place.exchange,
+        "exchange": _unicode(report.place.exchange),
         "launch": None
         if launched is None
         else {
-            "out": str(launched.out),
+            "out": _unicode(str(launched.out)),
             "run_id": launched.run_id,
             "groups": launched.groups,
             "time": launched.time,
@@ -63,3 +63,8 @@ def _member(member: Member) -> dict[str, Any]:
             "age": snapshot.age,
         },
     }
+
+
+def _unicode(path: str) -> str:
+    """Return a path as Unicode; a byte that is not UTF-8 becomes ``\\udc`` and its value."""
+    return path.encode(errors="backslashreplace").decode()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.status import document, table
-from fairseq_codistill.status.places import find
+from fairseq_codistill.exchange.bounded import within
+from fairseq_codistill.records import printable
+from fairseq_codistill.status import document, limits, table
+from fairseq_codistill.status.places import Place, find
 from fairseq_codistill.status.survey import Survey
 
 
@@ -24,10 +28,10 @@ def status(named: str, watch: float | None, as_json: bool) -> int:
     Raises:
         UserError: if there is nothing to show; with ``watch``, only if there never will be.
     """
-    survey = Survey(find(named))
+    survey = Survey(_find(named))
     if watch is None:
         report = survey.look()
-        print(document.as_json(report) if as_json else "\n".join(table.lines(report)))
+        _write(document.as_json(report) if as_json else "\n".join(table.lines(report)))
         return 0
     screen = _Screen(sys.stdout)
     try:
@@ -38,18 +42,51 @@ def status(named: str, watch: float | None, as_json: bool) -> int:
         return 0
 
 
+def _find(named: str) -> Place:
+    try:
+        return within(limits.ANSWER_SECONDS, lambda: find(named))
+    except TimeoutError as error:
+        raise UserError(
+            f"{named} cannot be looked at ({error}); see to the file system that it is on"
+        ) from None
+
+
+def _write(text: str) -> None:
+    with _output():
+        print(text, flush=True)
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Turn an error of the standard output into a sentence.
+
+    Raises:
+        BrokenPipeError: if nobody reads any more, which is no error.
+        UserError: if it cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"the standard output cannot be written ({error.strerror or error}); see to where it "
+            "goes"
+        ) from None
+
+
 def _show_again(survey: Survey, screen: _Screen, as_json: bool) -> None:
     try:
         report = survey.look()
     except UserError as error:
         # An exchange may come (back) while somebody watches.
         if as_json:
-            print(f"codistill: {error}", file=sys.stderr, flush=True)
+            print(f"codistill: {printable(error)}", file=sys.stderr, flush=True)
         else:
-            screen.draw([str(error)])
+            screen.draw([printable(error)])
         return
     if as_json:
-        print(document.as_json(report, indent=None), flush=True)
+        _write(document.as_json(report, indent=None))
     else:
         screen.draw([*table.lines(report), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"])
 
@@ -67,7 +104,9 @@ class _Screen:
             # A line that wraps, or scrolls away, could not be found again.
             lines = [line[: columns - 1] for line in lines[: rows - 1]]
             up = f"\x1b[{self._drawn}F" if self._drawn else ""
-            self._stream.write(f"{up}\x1b[J")
-        self._stream.write("\n".join([*lines, ""]))
-        self._stream.flush()
+            with _output():
+                self._stream.write(f"{up}\x1b[J")
+        with _output():
+            self._stream.write("\n".join([*lines, ""]))
+            self._stream.flush()
         self._drawn = len(lines)

@@ -6,24 +6,20 @@ those of the last.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.exchange import (
-    Alive,
-    Exchange,
-    ExchangeError,
-    Manifest,
-    Store,
-    read_alive,
-)
+from fairseq_codistill.exchange import Alive, ExchangeError, Manifest, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
-from fairseq_codistill.status.places import Place
+from fairseq_codistill.records import parse_alive, printable
+from fairseq_codistill.records.heartbeat import NAME as ALIVE
+from fairseq_codistill.status.limits import BoundedStore, in_parallel
+from fairseq_codistill.status.places import GROUP, MANIFEST, Place
 
 RUNNING = "running"
 FINISHED = "finished"
@@ -35,7 +31,10 @@ ABSENT = "absent"
 # Of each group; older ones change nothing about where it is.
 MANIFESTS_READ = 32
 
-_GROUP = re.compile(r"group-(\d{1,6})")
+# Of an exchange that anybody can fill, no more than this is read and told.
+MOST_GROUPS = 1024
+MOST_RUNS = 100
+MOST_PROBLEMS = 100
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,25 @@ class Report:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """What a manifest tells that is shown."""
+
+    run_id: str
+    update: int
+    epoch: int
+    bytes: int
+    dtype: str
+    time: float
+
+
 @dataclass
 class _Seen:
     """The files of one group."""
 
     group: int
     alive: Alive | None
-    manifests: list[Manifest]
+    snapshots: list[_Snapshot]
     problems: list[str]
 
 
@@ -137,15 +148,14 @@ class Survey:
     def __init__(self, place: Place) -> None:
         self._place = place
         try:
-            self._store = Store(place.exchange)
-        except ExchangeError as error:
+            self._store = BoundedStore(place.exchange)
+        except Exception as error:  # stores raise what they like
+            reason = error.__cause__ or error if isinstance(error, ExchangeError) else _say(error)
             raise UserError(
-                f"{place.exchange} cannot be opened ({error.__cause__ or error}); name a folder or "
-                "a URI whose fsspec package is installed"
+                f"{place.exchange} cannot be opened ({reason}); name a directory or a URI whose "
+                "fsspec package is installed"
             ) from error
-        # An exchange has no files but those of runs; listing them needs no run's name.
-        self._exchange = Exchange(self._store, "")
-        self._known: dict[int, tuple[str | None, dict[int, Manifest]]] = {}
+        self._known: dict[int, tuple[str | None, dict[int, _Snapshot]]] = {}
 
     def look(self) -> Report:
         """Read everything once.
@@ -153,6 +163,7 @@ class Survey:
         Raises:
             UserError: if the exchange cannot be listed, or nothing is in it.
         """
+        self._store.begin_look()
         now = time.time()
         launched = self._place.launched
         groups = self._groups()
@@ -161,59 +172,93 @@ class Survey:
                 f"there is nothing in {self._place.exchange} yet, or no such place: a group shows "
                 "itself as soon as it starts to train"
             )
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            seen = list(pool.map(self._read, groups))
+        problems = list(self._place.notes)
+        if len(groups) > MOST_GROUPS:
+            problems.append(f"{len(groups) - MOST_GROUPS} more groups are there and are not read")
+        seen = in_parallel(self._read, groups[:MOST_GROUPS])
         runs = _runs(seen, now)
         if launched is not None:
             runs = _with_absent(runs, launched.run_id, launched.groups)
-        problems = [problem for one in seen for problem in one.problems]
-        return Report(self._place, now, tuple(runs), tuple(problems))
+        if len(runs) > MOST_RUNS:
+            problems.append(f"{len(runs) - MOST_RUNS} earlier runs are there and are not shown")
+        problems += [problem for one in seen for problem in one.problems]
+        if len(problems) > MOST_PROBLEMS:
+            more = f"and {len(problems) - MOST_PROBLEMS} more problems like these"
+            problems = [*problems[:MOST_PROBLEMS], more]
+        return Report(self._place, now, tuple(runs[:MOST_RUNS]), tuple(map(printable, problems)))
 
     def _groups(self) -> list[int]:
         try:
             names = self._store.names("")
-        except Exception as error:  # noqa: BLE001 - stores raise what they like
+        except Exception as error:  # stores raise what they like
             raise UserError(
                 f"{self._place.exchange} cannot be listed ({_say(error)}); see to the "
                 "address, the permissions and the network"
             ) from error
-        matches = map(_GROUP.fullmatch, names)
+        matches = map(GROUP.fullmatch, names)
         return sorted(int(match[1]) for match in matches if match)
 
     def _read(self, group: int) -> _Seen:
         seen = _Seen(group, None, [], [])
         try:
-            seen.alive = self._alive(group, seen.problems)
+            names = self._store.names(group_folder(group))
         except Exception as error:  # noqa: BLE001 - stores raise what they like
-            seen.problems.append(f"group {group}: its alive.json cannot be read ({_say(error)})")
+            seen.problems.append(f"group {group}: its files cannot be listed ({_say(error)})")
+            return seen
+        if ALIVE in names:
+            self._read_alive(seen)
+        self._read_snapshots(seen, names)
+        return seen
+
+    def _read_alive(self, seen: _Seen) -> None:
+        try:
+            data = self._store.read(f"{group_folder(seen.group)}/{ALIVE}", MAX_MANIFEST_BYTES)
+            alive = parse_alive(data)
+        except FileNotFoundError:
+            return  # Gone since it was listed.
+        except Exception as error:  # noqa: BLE001 - stores raise what they like
+            reason = error if isinstance(error, (ValueError, ExchangeError)) else _say(error)
+            seen.problems.append(f"group {seen.group}: its alive.json cannot be read ({reason})")
+            return
+        peers = dict(islice(alive.peers.items(), MOST_GROUPS))
+        seen.alive = dataclasses.replace(alive, peers=peers)
+
+    def _read_snapshots(self, seen: _Seen, names: list[str]) -> None:
+        group = seen.group
         run_id = seen.alive.run_id if seen.alive is not None else None
         # A snapshot never changes, unless another run puts its own in its place.
         before, known = self._known.get(group, (None, {}))
         known = known if before == run_id else {}
-        try:
-            for update in self._exchange.updates(group)[:MANIFESTS_READ]:
-                try:
-                    seen.manifests.append(known.get(update) or self._manifest(group, update))
-                except FileNotFoundError:
-                    continue  # Pruned since it was listed.
-                except ExchangeError as error:
-                    seen.problems.append(f"group {group}: snapshot of update {update}: {error}")
-        except Exception as error:  # noqa: BLE001 - as above
-            seen.problems.append(f"group {group}: its snapshots cannot be read ({_say(error)})")
-        self._known[group] = (run_id, {manifest.update: manifest for manifest in seen.manifests})
-        return seen
+        updates = sorted(int(match[1]) for match in map(MANIFEST.fullmatch, names) if match)
+        for update in updates[: -MANIFESTS_READ - 1 : -1]:
+            try:
+                seen.snapshots.append(known.get(update) or self._snapshot(group, update))
+            except FileNotFoundError:
+                continue  # Pruned since it was listed.
+            except ExchangeError as error:
+                seen.problems.append(f"group {group}: snapshot of update {update}: {error}")
+            except Exception as error:  # noqa: BLE001 - as above
+                said = f"group {group}: its snapshots cannot be read ({_say(error)})"
+                seen.problems.append(said)
+                break
+        self._known[group] = (run_id, {snapshot.update: snapshot for snapshot in seen.snapshots})
 
-    def _alive(self, group: int, problems: list[str]) -> Alive | None:
-        alive = read_alive(self._store, group)
-        if alive is not None:
-            return alive
-        if "alive.json" in self._store.names(group_folder(group)):
-            problems.append(f"group {group}: its alive.json cannot be read, or is malformed")
-        return None
-
-    def _manifest(self, group: int, update: int) -> Manifest:
+    def _snapshot(self, group: int, update: int) -> _Snapshot:
         name = f"{group_folder(group)}/{update:010d}.json"
-        return Manifest.from_json(self._store.read(name, MAX_MANIFEST_BYTES))
+        manifest = Manifest.from_json(self._store.read(name, MAX_MANIFEST_BYTES))
+        if (manifest.group, manifest.update) != (group, update):
+            raise SnapshotRejected(
+                f"its manifest is that of group {manifest.group}, update {manifest.update}"
+            )
+        # Not all of it: a model's configuration may be large.
+        return _Snapshot(
+            manifest.run_id,
+            manifest.update,
+            manifest.epoch,
+            manifest.bytes,
+            manifest.dtype,
+            manifest.time,
+        )
 
 
 def _say(error: Exception) -> str:
@@ -221,23 +266,25 @@ def _say(error: Exception) -> str:
 
 
 def _runs(seen: Sequence[_Seen], now: float) -> list[Run]:
-    names = {manifest.run_id for one in seen for manifest in one.manifests}
-    names |= {one.alive.run_id for one in seen if one.alive is not None}
-    runs = []
-    for name in names:
-        members, times = [], []
-        for one in seen:
-            own = [manifest for manifest in one.manifests if manifest.run_id == name]
+    members: dict[str, list[Member]] = {}
+    times: dict[str, float] = {}
+    for one in seen:
+        own: dict[str, list[_Snapshot]] = {}
+        if one.alive is not None:
+            own[one.alive.run_id] = []
+        for snapshot in one.snapshots:
+            own.setdefault(snapshot.run_id, []).append(snapshot)
+        for name, snapshots in own.items():
             alive = one.alive if one.alive is not None and one.alive.run_id == name else None
-            times += [manifest.time for manifest in own] + ([alive.time] if alive else [])
-            if own or alive:
-                members.append(_member(one.group, alive, own, now))
-        runs.append(Run(name, max(times), tuple(members)))
+            heard = [snapshot.time for snapshot in snapshots] + ([alive.time] if alive else [])
+            times[name] = max(times.get(name, 0.0), *heard)
+            members.setdefault(name, []).append(_member(one.group, alive, snapshots, now))
+    runs = [Run(name, times[name], tuple(members[name])) for name in members]
     return sorted(runs, key=lambda run: run.time, reverse=True)
 
 
-def _member(group: int, alive: Alive | None, manifests: list[Manifest], now: float) -> Member:
-    newest = max(manifests, key=lambda manifest: manifest.update, default=None)
+def _member(group: int, alive: Alive | None, snapshots: list[_Snapshot], now: float) -> Member:
+    newest = max(snapshots, key=lambda one: one.update, default=None)
     snapshot = None
     if newest is not None:
         age = max(0.0, now - newest.time)
@@ -267,6 +314,8 @@ def _with_absent(runs: list[Run], run_id: str, groups: int) -> list[Run]:
     """Show the groups of a launch that have not come forward, and its run before others."""
     run = next((run for run in runs if run.run_id == run_id), Run(run_id, 0.0, ()))
     there = {member.group for member in run.members}
-    absent = [Member(group, ABSENT) for group in range(groups) if group not in there]
+    absent = [
+        Member(group, ABSENT) for group in range(min(groups, MOST_GROUPS)) if group not in there
+    ]
     members = sorted([*run.members, *absent], key=lambda member: member.group)
     return [replace(run, members=tuple(members)), *(r for r in runs if r.run_id != run_id)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from datetime import datetime
 
+from fairseq_codistill.records import printable
 from fairseq_codistill.status.survey import ABSENT, SILENT, Member, Report, Run
 
 WIDTH = 80
@@ -18,14 +19,14 @@ _TO_THE_LEFT = {"state", "staleness"}
 def lines(report: Report) -> list[str]:
     """Give the report as lines."""
     launched = report.place.launched
-    said = [f"exchange {_plain(report.place.exchange)}"]
+    said = [f"exchange {printable(report.place.exchange)}"]
     if launched is not None:
         when = datetime.fromisoformat(launched.time).astimezone()
         times = "once" if launched.launches == 1 else f"{launched.launches} times"
         said.append(f"launched {times}, last on {when:%Y-%m-%d %H:%M}: {launched.groups} groups")
     for run in report.runs:
         said += ["", *_run(run, report.time)]
-    problems = [f"! {_plain(problem)}" for problem in report.problems]
+    problems = [f"! {printable(problem)}" for problem in report.problems]
     for problem in problems:
         said += textwrap.wrap(problem, WIDTH - 1, subsequent_indent="  ")
     return said
@@ -63,7 +64,7 @@ def _run(run: Run, now: float) -> list[str]:
             for name, cell, width in zip(_HEADER, row, widths, strict=True)
         ]
         table.append("  ".join(cells).rstrip())
-    return [f"run {_plain(run.run_id)}{heard}", *table]
+    return [f"run {printable(run.run_id)}{heard}", *table]
 
 
 def _row(member: Member) -> tuple[str, ...]:
@@ -98,8 +99,3 @@ def _staleness(member: Member) -> str:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
-
-
-def _plain(text: str) -> str:
-    """Leave out what would command a terminal: the text may be anybody's."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

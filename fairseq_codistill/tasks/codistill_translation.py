@@ -28,6 +28,7 @@ from fairseq_codistill.codistillation import (
     Teacher,
     leave_evidence,
 )
+from fairseq_codistill.codistillation.assigned import refuse_lost_gpus
 from fairseq_codistill.criterions._hidden import output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
 from fairseq_codistill.records import Memory, get_logger
@@ -78,6 +79,7 @@ class CodistillTranslationTask(TranslationTask):
     def setup_task(cls, cfg: CodistillTranslationConfig, **kwargs: Any) -> TranslationTask:
         """Load the dictionaries, once the settings are known to fit together."""
         with errors_as_sentences():
+            refuse_lost_gpus()
             CodistillationConfig.of(cfg).check()
             # Here, for fairseq wraps the model of fully_sharded before the criterion is built.
             if cfg.ddp_backend not in DDP_BACKENDS:

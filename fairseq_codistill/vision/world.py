@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.codistillation.assigned import refuse_lost_gpus
 
 # The first worker may write a checkpoint, or read a large folder, while the others wait for it.
 PATIENCE = timedelta(hours=2)
@@ -148,6 +149,8 @@ def joined(cpu: bool, environ: Mapping[str, str] = os.environ) -> Iterator[World
 
 
 def _device(cpu: bool, local_rank: int) -> torch.device:
+    if not cpu:
+        refuse_lost_gpus()
     if cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
