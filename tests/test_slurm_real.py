@@ -59,9 +59,9 @@ class Job:
         return task.get(key, "not split from the array yet")
 
     def log(self, group: int) -> str:
-        """What a group has logged, and its batch file said."""
-        files = [self.out / f"group-{group}/log.txt", self.out / f"slurm-{group}.log"]
-        return "\n".join(file.read_text() for file in files if file.exists())
+        """What a group has logged and its batch file has said, in all its starts."""
+        file = self.out / f"slurm-{group}.log"
+        return file.read_text() if file.exists() else ""
 
     def training(self, group: int) -> list[int]:
         """The processes of a group that train."""
