@@ -18,7 +18,7 @@ ROOMS = {
     "criterions": {"codistillation", "objective", "sentences"},
     "tasks": {"codistillation", "criterions", "plain", "records", "sentences", "sigterm"},
     "vision": {"codistillation", "records", "sentences", "sigterm"},
-    "launch": {"errors", "installed", "records", "sigterm", "__version__"},
+    "launch": {"errors", "installed", "records", "statuses", "__version__"},
     "status": {"errors", "exchange", "launch", "records"},
     "report": {"errors", "launch", "records"},
 }
