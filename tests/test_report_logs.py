@@ -412,7 +412,7 @@ def test_a_merged_line_is_the_mean_of_its_lines(small):
         writer.inner(update, loss="nan" if update == 500 else update, **values)
     log = writer.log()
     assert log.inner[-1].lines == 1
-    assert {line.lines for line in log.inner[:-2]} == {32}
+    assert {line.lines for line in log.inner[:-2]} == {64}
     begin = 0
     for line in log.inner:
         end = begin + line.lines
@@ -463,7 +463,7 @@ def test_nothing_is_merged_below_the_bound(tmp_path):
     log = writer.log()
     assert len(log.inner) == thinning.MOST
     assert all(line.merged is None for line in log.inner)
-    assert len(writer.inner(thinning.MOST + 1, loss=1).log().inner) <= thinning.MOST // 2 + 2
+    assert len(writer.inner(thinning.MOST + 1, loss=1).log().inner) <= thinning.MOST // 4 + 2
 
 
 def test_pictures_and_numbers_of_a_long_log_are_few(tmp_path, capsys):
@@ -479,7 +479,7 @@ def test_pictures_and_numbers_of_a_long_log_are_few(tmp_path, capsys):
     said = json.loads(document.as_json([label], []))
     for model in said["labels"][0]["models"]:
         updates = model["curves"]["staleness"]["updates"]
-        assert len(updates) <= 10_002
+        assert len(updates) <= 5_002
         assert model["figures"]["staleness"] == pytest.approx((lines + 1) / 2)
         assert updates[-1] == 2 * lines + model["group"]
 
