@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HELP = {
     ("equal_time",): ["--data", "--megabits", "--seconds", "--out"],
     ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
+    ("long_log",): ["folder", "--megabytes", "--json"],
     ("loss_head",): ["--rows", "--width", "--classes", "--rounds", "--dtype", "--device", "--json"],
     ("memory",): ["--sizes", "--tokens", "--dtype", "--device", "--peer-dropout", "--json"],
     ("network",): ["--data", "--megabits", "--methods", "--seconds", "--rounds", "--json"],
