@@ -397,7 +397,7 @@ FAULTS = [
         "factored-form-in-tf32",
         "factored",
         '"fp32_precision", "ieee"',
-        '"fp32_precision", before',
+        '"fp32_precision", "tf32"',
         "test_factored",
     ),
     _objective(
