@@ -19,8 +19,11 @@ from test_launch_supervise import ONCE, TRAINED, run, wait_for
 
 from fairseq_codistill.launch import group as group_module
 from fairseq_codistill.launch import record
+from fairseq_codistill.launch import retry as retry_module
+from fairseq_codistill.launch import supervise as supervise_module
 from fairseq_codistill.launch.group import Patience, State
 from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.launch.supervise import supervise
 from fairseq_codistill.launch.view import LiveView
@@ -236,3 +239,37 @@ def test_announcements_are_kept_in_a_file(tmp_path):
         f"{tmp_path} cannot be written: Is a directory",
         "two",
     ]
+
+
+def test_nothing_is_held_against_a_group_of_which_nothing_can_be_read(tmp_path):
+    pulse = Pulse(2.0, tmp_path / "alive.json", "run")
+    pulse.look(0.0, lines=5, trained=True, logged_update=7)
+    for now in (1.0, 5.0, 9.0):
+        pulse.look(now, lines=5, trained=True, logged_update=7, readable=False)
+        assert not pulse.hangs(now)
+    # It can be read again, and does not move.
+    for now in (10.0, 12.5):
+        pulse.look(now, lines=5, trained=True, logged_update=7, readable=True)
+    assert pulse.hangs(12.5)
+
+
+def test_time_in_which_launch_itself_was_stopped_is_no_hang(tmp_path, monkeypatch):
+    """A scheduler suspends a whole job, and a laptop sleeps: the groups stood still with it."""
+    monkeypatch.setattr(supervise_module, "_ASLEEP", 1.0)
+    screen = io.StringIO()
+    guard = Guard()
+    quiet = TRAINED + "sleep 4"
+    (group,) = groups(tmp_path, [[quiet]], PATIENCE, LiveView(screen), guard, hang_timeout=2.0)
+    stopped = []
+
+    def stop():
+        if not group.progress.trained:
+            raise OSError("not yet")
+        stopped.append(time.sleep(3.0))
+
+    monkeypatch.setattr(retry_module, "LONGEST_SECONDS", 0.1)
+    chore = Retry("a stop", stop, lambda _: None)
+    assert supervise([group], LiveView(screen), chores=[chore]) == 0
+    guard.close()
+    assert stopped
+    assert "has made no update" not in screen.getvalue()
