@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults import Watch, send, start_launch, workers
-from launch_faults import ASCII, LAUNCH, LaunchFaults, is_over, unwritable
+from launch_faults import ASCII, LAUNCH, LaunchFaults, first_time, is_over, unwritable
 from launch_output import InPipe, OnDisk, Output
 from servers import Proxy
 from vandal import OVERWRITES, Record, Vandal, exchange
@@ -185,7 +185,7 @@ class Run:
         fault = Fault("launch.json blocked", self._start, "from the start")
         self.faults.append(fault)
         self._unreported.append(fault)
-        fault.recovered = lambda: time.monotonic() if record.is_file() else None
+        fault.recovered = first_time(record.is_file)
         with contextlib.suppress(Over):
             self._until(lambda: all(self.watch.update(group) for group in range(GROUPS)))
         if record.exists():

@@ -173,7 +173,7 @@ class LaunchFaults:
         fault.begin = time.monotonic()
         fault.what = f"group {group}: a directory in its place"
         self._blocked.append((group, mark, fault))
-        fault.recovered = lambda: time.monotonic() if mark.is_file() else None
+        fault.recovered = first_time(mark.is_file)
 
     def _take_log_away(self, fault: Fault) -> None:
         there = [g for g in self._run.up() if self._log(g).exists()]
@@ -225,20 +225,15 @@ class LaunchFaults:
         fault.begin = time.monotonic()
         fault.what = vandal.replace_alive(group, self._rng)
         fault.end = time.monotonic()
-        next_look = 0.0
 
-        def recovered() -> float | None:
-            nonlocal next_look
-            if (now := time.monotonic()) < next_look:
-                return None
-            next_look = now + 0.5
+        def genuine() -> bool:
             alive = vandal.alive(group)
-            genuine = alive is not None and alive.update <= self._run.settings.updates
+            if alive is None or alive.update > self._run.settings.updates:
+                return False
             # It may have been none of its own that was replaced.
-            same = ours is None or (alive is not None and alive.run_id == ours.run_id)
-            return now if genuine and same else None
+            return ours is None or (alive.run_id, alive.nonce) == (ours.run_id, ours.nonce)
 
-        fault.recovered = recovered
+        fault.recovered = first_time(genuine, every=0.5)
 
     def _forge_evidence(self, fault: Fault) -> None:
         """Forge it before a group dies, and again for its end."""
@@ -305,6 +300,27 @@ class LaunchFaults:
             if int(event.fields[0]) == group and int(event.fields[1]) > update:
                 return event.time
         return None
+
+
+def first_time(condition: Callable[[], bool], every: float = 0.0) -> Callable[[], float | None]:
+    """Return a function that tells when a condition was first seen to hold.
+
+    Args:
+        condition: is looked at when that function is called.
+        every: seconds from one look to the next, at least.
+    """
+    found: float | None = None
+    next_look = 0.0
+
+    def when() -> float | None:
+        nonlocal found, next_look
+        now = time.monotonic()
+        if found is None and now >= next_look:
+            next_look = now + every
+            found = now if condition() else None
+        return found
+
+    return when
 
 
 @contextlib.contextmanager
