@@ -273,3 +273,29 @@ def test_time_in_which_launch_itself_was_stopped_is_no_hang(tmp_path, monkeypatc
     guard.close()
     assert stopped
     assert "has made no update" not in screen.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("in_the_way", ["a FIFO", "a FIFO that is full", "a directory"])
+def test_what_is_in_place_of_the_announcements_keeps_nobody_waiting(tmp_path, in_the_way):
+    path = tmp_path / "launch.log"
+    path.mkdir() if in_the_way == "a directory" else os.mkfifo(path)
+    shown = io.StringIO()
+    view = LiveView(shown, log=path)
+    if in_the_way == "a FIFO that is full":
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.close(writing)
+    view.announce("one")
+    view.announce("two")
+    if in_the_way == "a FIFO that is full":
+        os.close(reading)
+    assert shown.getvalue().count(f"{path} cannot be written") == 1
+    assert shown.getvalue().startswith("one\n")
+    assert shown.getvalue().endswith("two\n")
+    path.rmdir() if in_the_way == "a directory" else path.unlink()
+    view.announce("three")
+    assert path.read_text().endswith(" three\n")
