@@ -140,10 +140,10 @@ def test_an_interval_that_no_update_reaches_is_told_at_the_start(corpus, tmp_pat
 
 def test_a_peer_that_is_rejected_for_ever_is_no_peer(corpus, other_vocabulary, tmp_path):
     flags = [*CODISTILL, *TWO, "--codistill-dir", str(tmp_path / "x")]
-    other = start(other_vocabulary, tmp_path / "b", *flags, "--codistill-group", "1", "--seed", "7")
-    one = start(corpus, tmp_path / "a", *flags, "--codistill-group", "0")
-    finish(other, tmp_path / "b")
-    assert "peer 1 is left out" in finish(one, tmp_path / "a").log
+    train(other_vocabulary, tmp_path / "b", *flags, "--codistill-group", "1", "--seed", "7")
+    # Long enough to look at what the other has left.
+    one = train(corpus, tmp_path / "a", *flags, "--max-update", "300")
+    assert "peer 1 is left out" in one.log
     assert read_ended(tmp_path / "a").missed_its_peers
 
 

@@ -165,7 +165,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path, monkeypatch):
         return status
 
     monkeypatch.setattr(guarded.os, "fstat", growing)
-    with pytest.raises(Unreadable, match="has more than 100 bytes"):
+    with pytest.raises(Unreadable, match="more than 100"):
         read_file(path, 100)
     assert read_file(path, 50_000) == b"a" * 100 + b"b" * 20_000
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from written_records import write_record
 from written_runs import PREFIX, Writer, refusal, report, write_run, write_scores
 
 from fairseq_codistill.report import (
@@ -284,9 +285,11 @@ ODD_FIELDS = [
 @pytest.mark.parametrize(("name", "value"), ODD_FIELDS)
 def test_an_odd_field_of_launch_json_costs_a_note(undrawn, tmp_path, capsys, name, value):
     out = write_run(tmp_path / "run", 1, groups=2)
-    (out / "launch.json").write_text(json.dumps(LAUNCH | {name: value}))
+    write_record(out, **{name: value})
     said = report(capsys, out, "--out", tmp_path / "out", "--json", "--html")
-    assert f"note: {out}/launch.json has something else than launch writes as {name}" in said
+    (note,) = (line for line in said.splitlines() if f"{out}/launch.json" in line)
+    assert name in note
+    assert "left out" in note
     assert "run: 2 models, best validation NLL" in said
 
 
