@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_an_encoding_without_the_letters(tmp_path, encoding):
     said, complaints = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"gave up" in said
+    assert "Gr\u00fc\u00dfe".encode(encoding, "backslashreplace") in said
+    assert "\u4f60".encode(encoding, "backslashreplace") in said
+    assert b"an error of launch itself" not in said
     assert b"\x1b[31m" not in said
     assert complaints == b""
     assert_all_finished(tmp_path / "..", 0)
@@ -258,14 +262,17 @@ def test_time_in_which_launch_itself_was_stopped_is_no_hang(tmp_path, monkeypatc
     monkeypatch.setattr(supervise_module, "_ASLEEP", 1.0)
     screen = io.StringIO()
     guard = Guard()
-    quiet = TRAINED + "sleep 4"
-    (group,) = groups(tmp_path, [[quiet]], PATIENCE, LiveView(screen), guard, hang_timeout=2.0)
+    quiet = TRAINED + "until [ -e $HOME/go ]; do sleep 0.05; done"
+    (group,) = groups(tmp_path, [[quiet]], PATIENCE, LiveView(screen), guard, hang_timeout=3.0)
     stopped = []
+    # The group outlives the stop by a second, in which it could be found to hang.
+    go = threading.Timer(1.0, (tmp_path / "group-0/go").touch)
 
     def stop():
         if not group.progress.trained:
             raise OSError("not yet")
-        stopped.append(time.sleep(3.0))
+        stopped.append(time.sleep(4.0))
+        go.start()
 
     monkeypatch.setattr(retry_module, "LONGEST_SECONDS", 0.1)
     chore = Retry("a stop", stop, lambda _: None)
