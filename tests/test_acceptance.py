@@ -1,10 +1,11 @@
 """A peer whose output cannot be learnt from is left out; a sound one never is."""
 
 import math
+import subprocess
 
 import pytest
 import torch
-from harness import eventually
+from harness import BIN, CODISTILL, TINY, Run, environment, eventually
 from test_codistillation import both_at, join, quick_look  # noqa: F401 - fixtures
 
 from fairseq_codistill.codistillation import acceptance
@@ -200,3 +201,34 @@ def test_in_lockstep_finite_numbers_count_and_nothing_else_stops(join):  # noqa:
     both_at(sides, 2)
     with pytest.raises(ExchangeError, match="peer 1 at update 2 cannot be used: its output is not"):
         sides[0].term(student, lambda peer: peer(x) * math.inf)
+
+
+def test_a_diverging_group_changes_no_digit_of_its_partners_training(tmp_path, corpus):
+    """With real groups: the learning rate of group 1 is 80 times group 0's."""
+    flags = "--codistill-mode async --codistill-interval 10 --max-update 100".split()
+    flags += "--codistill-alpha 1 --codistill-alpha-schedule constant".split()
+    command = [str(BIN / "codistill"), "launch", "--groups", "2", "--max-restarts", "0"]
+    sick = "1: --lr 40 --warmup-updates 1 --clip-norm 1"
+    training = ["--", "fairseq-train", str(corpus), *TINY, *CODISTILL, *flags]
+    losses = {}
+    for name, alpha, options, status in (
+        # Peers that were never of use are told at the end.
+        ("beside it", "1", ["--group", sick], 3),
+        ("alone", "0", [], 0),
+    ):
+        out = tmp_path / name
+        options = [*options, "--out", str(out)]
+        done = subprocess.run(
+            [*command, *options, *training, "--codistill-alpha", alpha],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=300,
+        )
+        assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
+        run = Run(out / "group-0", (out / "group-0/log.txt").read_text())
+        losses[name] = [line["nll_loss"] for line in run.lines()]
+        if name == "beside it":
+            assert run.log.count("peer 1 left out: with its snapshot of update ") > 0
+    assert len(losses["alone"]) == 100
+    assert losses["beside it"] == losses["alone"]
