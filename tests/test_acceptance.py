@@ -47,16 +47,44 @@ def test_the_limit(own, peers, accepted, form):
     assert objection(output(own), output(peers), finite_alone=True) is None
 
 
+def of_likelihood(probability):
+    """Logits of 3 rows of 4 classes, of which class 1 has this probability on each row."""
+    others = math.log((1 - probability) / 3)
+    return torch.tensor([[others, math.log(probability), others, others]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "peers", "accepted"),
+    [
+        # log 4 is 1.386 nats: 2 * (1.386 + 1) = 4.77 is the limit, or 2 * (own + 1).
+        (0.9, math.exp(-4.7), True),
+        (0.9, math.exp(-4.8), False),
+        (0.25, math.exp(-4.8), False),
+        (math.exp(-3), math.exp(-7.9), True),
+        (math.exp(-3), math.exp(-8.1), False),
+    ],
+)
+def test_the_limit_of_the_cross_entropy(own, peers, accepted):
+    student, peer = of_likelihood(own), of_likelihood(peers)
+    targets = torch.tensor([1, 1, 1])
+    assert (objection(student, peer, targets) is None) == accepted
+    assert objection(student, peer) is None
+    assert objection(student, peer, targets, finite_alone=True) is None
+    # Rows of padding say nothing; one of these would be of likelihood 1.
+    peer[2] = torch.tensor([100.0, 0, 0, 0])
+    assert (objection(student, peer, torch.tensor([1, 1, -1])) is None) == accepted
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("finite_alone", [True, False])
 def test_what_is_not_finite(number, finite_alone):
     peer = torch.zeros(5, 4)
     peer[3, 2] = number
-    assert objection(torch.zeros(5, 4), peer, finite_alone) == "its output is not finite"
+    assert objection(torch.zeros(5, 4), peer, None, finite_alone) == "its output is not finite"
     # On that row the student's output is not finite either, as some models' is on padding.
     student = torch.zeros(5, 4)
     student[3, 0] = math.nan
-    assert objection(student, peer, finite_alone) is None
+    assert objection(student, peer, None, finite_alone) is None
 
 
 def test_a_student_of_no_finite_output_cannot_judge():

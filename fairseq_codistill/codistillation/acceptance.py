@@ -1,15 +1,18 @@
 """Whether a peer's output is one to learn from, looked at once for each of its snapshots.
 
 Weights can be finite and of no use: a group that diverges has logits that are larger by orders of
-magnitude, and what is finite in its precision may overflow in another's.  The rule compares the
-spread of the logits with that of the student's, so it needs nothing from the manifest and no
-history.
+magnitude, or is certain of what is wrong; and what is finite in its precision may overflow in
+another's.  The rules compare a peer with the student, on the same rows, so they need nothing from
+the manifest and no history.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairseq_codistill.codistillation.peer import Peer
 from fairseq_codistill.codistillation.workers import Workers
@@ -25,6 +28,11 @@ ROWS = 256
 TIMES = 10.0
 LEAST_SPREAD = 3.0
 
+# A peer's cross-entropy may be this many times the student's, or that of guessing evenly where the
+# student's is lower, each with a nat more: models at their beginning, and few classes, come close.
+TIMES_WORSE = 2.0
+MARGIN = 1.0
+
 # What a worker says of a peer; the least of all workers' is the group's verdict.
 _OBJECTS, _ACCEPTS, _HAS_NOT_SEEN = 0, 1, 2
 
@@ -38,7 +46,9 @@ def spread(logits: Tensor) -> float:
     return float((logits - logits.mean(dim=-1, keepdim=True)).square().mean().sqrt())
 
 
-def objection(student: Output, peer: Output, finite_alone: bool = False) -> str | None:
+def objection(
+    student: Output, peer: Output, targets: Tensor | None = None, finite_alone: bool = False
+) -> str | None:
     """Return what speaks against a peer's output, or None.
 
     Rows on which the student's own output is not finite are left out.
@@ -46,6 +56,8 @@ def objection(student: Output, peer: Output, finite_alone: bool = False) -> str 
     Args:
         student: its output.
         peer: the peer's output on the same rows.
+        targets: the true classes of the rows, below 0 for rows that are to be left out; None if
+            they are not known.
         finite_alone: ask for nothing but finite numbers.
 
     Raises:
@@ -54,17 +66,33 @@ def objection(student: Output, peer: Output, finite_alone: bool = False) -> str 
     with torch.no_grad():
         ours, theirs = _some(student), _some(peer)
         usable = torch.isfinite(ours).all(dim=-1)
+        if targets is not None:
+            targets = targets.flatten()[:ROWS]
+            usable &= targets >= 0
+            targets = targets[usable]
         ours, theirs = ours[usable], theirs[usable]
         if not len(ours):
             raise ValueError("the student's own output is not finite")
         if not bool(torch.isfinite(theirs).all()):
             return "its output is not finite"
         own_spread, peer_spread = spread(ours), spread(theirs)
-        if finite_alone or peer_spread <= TIMES * max(own_spread, LEAST_SPREAD):
+        if finite_alone:
+            return None
+        if peer_spread > TIMES * max(own_spread, LEAST_SPREAD):
+            return (
+                f"its logits have a standard deviation of {peer_spread:.3g}, this group's of "
+                f"{own_spread:.3g}: it has diverged, it seems"
+            )
+        if targets is None:
+            return None
+        own_nll, peer_nll = (float(F.cross_entropy(logits, targets)) for logits in (ours, theirs))
+        guessing = math.log(ours.shape[-1])
+        if peer_nll <= TIMES_WORSE * (max(own_nll, guessing) + MARGIN):
             return None
         return (
-            f"its logits have a standard deviation of {peer_spread:.3g}, this group's of "
-            f"{own_spread:.3g}: it has diverged, it seems"
+            f"its cross-entropy is {peer_nll / math.log(2):.3g} bits, this group's "
+            f"{own_nll / math.log(2):.3g}, and that of guessing {guessing / math.log(2):.3g}: it "
+            "has diverged, it seems"
         )
 
 
@@ -98,7 +126,9 @@ class Acceptance:
         self._objections.pop(peer, None)
         self._new[peer] = _HAS_NOT_SEEN
 
-    def accepts(self, peer: Peer, student: Output, output: Output) -> bool:
+    def accepts(
+        self, peer: Peer, student: Output, output: Output, targets: Tensor | None = None
+    ) -> bool:
         """Return whether a live peer's output counts in this batch.
 
         Raises:
@@ -106,7 +136,7 @@ class Acceptance:
         """
         if self._new.get(peer.group) == _HAS_NOT_SEEN:
             try:
-                found = objection(student, output, finite_alone=self._lockstep)
+                found = objection(student, output, targets, finite_alone=self._lockstep)
             except ValueError:
                 # It is the student that is sick, and the next batch may be another matter.
                 return True

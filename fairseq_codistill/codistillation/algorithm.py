@@ -228,12 +228,18 @@ class Codistillation:
         """
         return self._compare.takes_hidden(rows, width, classes)
 
-    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
+    def term(
+        self,
+        student: Output,
+        forward: Callable[[nn.Module], Output],
+        targets: Tensor | None = None,
+    ) -> Tensor | None:
         """Give the mean over live peers and teachers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), as logits of shape (..., classes) or before the output layer.
             forward: gives f_j(x), on the same rows, for the module of a peer.
+            targets: y, by which a peer that has diverged is known; below 0 for rows of padding.
 
         Returns:
             One number a row, or None if there is none of them, none is asked in this update, or
@@ -253,7 +259,9 @@ class Codistillation:
                 nonlocal counted
                 for peer in self.peers:
                     output = _constant(peer, forward)
-                    if isinstance(peer, Teacher) or self._acceptance.accepts(peer, student, output):
+                    if isinstance(peer, Teacher) or self._acceptance.accepts(
+                        peer, student, output, targets
+                    ):
                         counted += 1
                         yield peer, output
 
