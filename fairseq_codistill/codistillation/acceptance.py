@@ -115,11 +115,6 @@ class Acceptance:
         self._new: dict[int, int] = {}
         self._objections: dict[int, str] = {}
 
-    @property
-    def undecided(self) -> set[int]:
-        """Peers with snapshots that the group has no verdict on."""
-        return set(self._new)
-
     def renew(self, peer: int) -> None:
         """Be told that a peer has another snapshot."""
         self.left_out.discard(peer)
@@ -150,26 +145,28 @@ class Acceptance:
                     )
         return peer.group not in self._objections
 
-    def settle(self) -> dict[int, str]:
+    def settle(self) -> dict[int, str | None]:
         """Come to one verdict with the other workers, between two updates.
 
         Returns:
-            The peers that are left out from now on, and why.
+            The peers on whose snapshots there is a verdict now: None for those that are accepted;
+            why, for those that are left out from now on.
         """
         peers = sorted(self._new)
         if not peers:
             return {}
         verdicts = self._workers.least([self._new[peer] for peer in peers])
-        refused = {}
+        verdict_on: dict[int, str | None] = {}
         for peer, verdict in zip(peers, verdicts, strict=True):
             if verdict == _HAS_NOT_SEEN:
                 continue
             del self._new[peer]
             found = self._objections.pop(peer, "another worker of this group objects to its output")
+            verdict_on[peer] = None
             if verdict == _OBJECTS:
                 self.left_out.add(peer)
-                refused[peer] = found
-        return refused
+                verdict_on[peer] = found
+        return verdict_on
 
 
 def _some(output: Output) -> Tensor:

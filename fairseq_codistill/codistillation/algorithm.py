@@ -149,7 +149,8 @@ class Codistillation:
         if self._membership is not None:
             if self.alpha > 0 and self._peers:
                 self._membership.memory.note_expected()
-            self._tell()
+            live = self._live() if self.alpha > 0 else []
+            self._membership.tell({p.group: p.update for p in live if p.update is not None})
         self._stall += time.perf_counter() - start
         if not self._in_step:
             # Others of the group that come later, from saving a checkpoint for one, are no
@@ -162,7 +163,6 @@ class Codistillation:
             self._source.stop()
         self._settle()
         if self._membership is not None:
-            self._tell()
             try:
                 self._membership.finish(update, self.epoch)
             except BaseException:
@@ -288,17 +288,13 @@ class Codistillation:
         loaded = (peer for peer in self._peers.values() if peer.update is not None)
         return [peer for peer in loaded if peer.group not in out]
 
-    def _tell(self) -> None:
-        """Tell the exchange which snapshots this group learns from."""
-        assert self._membership is not None
-        live = self._live() if self.alpha > 0 else []
-        undecided = self._acceptance.undecided
-        using = {peer.group: peer.update for peer in live if peer.group not in undecided}
-        self._membership.tell({j: update for j, update in using.items() if update is not None})
-
     def _settle(self) -> None:
         """Leave out the peers whose new snapshots gave what cannot be learnt from."""
         for group, why in self._acceptance.settle().items():
+            if why is None:
+                if self._membership is not None:
+                    self._membership.memory.note_peer()
+                continue
             self._left_out += 1
             self._say(
                 f"peer {group} left out: with its snapshot of update {self._peers[group].update} "
