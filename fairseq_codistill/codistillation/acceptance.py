@@ -78,7 +78,8 @@ def objection(
         own_spread, peer_spread = spread(ours), spread(theirs)
         if finite_alone:
             return None
-        if peer_spread > TIMES * max(own_spread, LEAST_SPREAD):
+        # Not "above": the spread of numbers close to the largest ones is NaN.
+        if not peer_spread <= TIMES * max(own_spread, LEAST_SPREAD):
             return (
                 f"its logits have a standard deviation of {peer_spread:.3g}, this group's of "
                 f"{own_spread:.3g}: it has diverged, it seems"

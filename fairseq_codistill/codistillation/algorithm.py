@@ -161,14 +161,15 @@ class Codistillation:
         """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
         if self._source is not None:
             self._source.stop()
-        self._settle()
-        if self._membership is not None:
-            try:
+        try:
+            self._settle()
+            if self._membership is not None:
                 self._membership.finish(update, self.epoch)
-            except BaseException:
+        except BaseException:
+            if self._membership is not None:
                 # Peers and `codistill status` are told that nobody is here any more.
                 self._membership.abandon()
-                raise
+            raise
         # The others wait for the leader here, and not in a collective of GPUs, which would give up.
         self.workers.least([1])
         self.workers.close()
