@@ -41,7 +41,7 @@ EXTRAS = {
             "build",
         ],
         *DATA,
-        # A server of S3 alone: what moto[server] takes besides, pip could not resolve in the end.
+        # The parts of moto[server] that serve S3: pip cannot resolve all its requirements.
         # With s3fs beside it: both pin botocore, and pip must choose for both at once.
         *["moto[s3]>=5.2", "flask>=3", "flask-cors>=5", "s3fs>=2026.6"],
     ],

@@ -372,6 +372,61 @@ FAULTS = [
         *("an-objection-stays-one-workers", "acceptance", "if verdict == _OBJECTS:", "if False:"),
         "test_acceptance",
     ),
+    _codistillation(
+        "a-few-rows-are-to-be-finite",
+        *("acceptance", "_finite(peer)[usable].all()", "_finite(peer)[usable][:ROWS].all()"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        "padding-is-compared",
+        *("acceptance", "usable &= targets >= 0", "usable &= targets >= -1"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        "offsets-never-count",
+        *("acceptance", "if centered else difference", "if True else difference"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        "a-distance-of-nan-passes",
+        *("acceptance", "if not distance <= TIMES", "if distance > TIMES"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        "cross-entropy-is-not-asked",
+        *("acceptance", "if peer_nll <= TIMES_WORSE", "if True or peer_nll <= TIMES_WORSE"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        "a-worker-that-cannot-load-does-not-vote",
+        "algorithm",
+        "            self._acceptance.renew(manifest.group)\n            try:\n"
+        "                peer.load(snapshot)\n",
+        "            try:\n                peer.load(snapshot)\n"
+        "                self._acceptance.renew(manifest.group)\n",
+        "test_acceptance",
+    ),
+    _codistillation(
+        "accepted-or-not-it-is-a-peer",
+        "algorithm",
+        "if why is None:",
+        "if True:",
+        "test_acceptance",
+    ),
+    Fault(
+        "images-begin-with-the-papers-alpha",
+        "fairseq_codistill/vision/settings.py",
+        "min(1.0, math.sqrt(classes / PAPER_CLASSES))",
+        "1.0",
+        ("test_vision_alpha",),
+    ),
+    Fault(
+        "an-update-ends-in-a-traceback",
+        "fairseq_codistill/tasks/codistill_translation.py",
+        "        with errors_as_sentences():\n            return super().train_step",
+        "        if True:\n            return super().train_step",
+        ("test_adapter",),
+    ),
     # The term.
     _codistillation("mean-over-n", "algorithm", "total / counted", "total / (counted + 1)"),
     _codistillation("sum-over-peers", "algorithm", "total / counted", "total / 1"),

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,31 +10,28 @@ from harness import BIN, CODISTILL, TINY, Run, environment, eventually
 from test_codistillation import both_at, join, quick_look  # noqa: F401 - fixtures
 
 from fairseq_codistill.codistillation import acceptance
-from fairseq_codistill.codistillation.acceptance import Acceptance, objection, spread
-from fairseq_codistill.exchange import ExchangeError
+from fairseq_codistill.codistillation.acceptance import Acceptance, objection
+from fairseq_codistill.exchange import ExchangeError, SnapshotRejected
 from fairseq_codistill.objective import Head, Hidden
 
 ALTERNATING = torch.tensor([1.0, -1.0, 1.0, -1.0])
 
 
-def test_the_spread_is_a_standard_deviation_and_knows_no_offset():
-    # Of 1, -1, 1, -1 it is 1; of twice as much it is 2; over both rows sqrt((1 + 4) / 2).
-    logits = torch.stack([ALTERNATING + 1e3, 2 * ALTERNATING - 7])
-    assert spread(logits) == pytest.approx(math.sqrt(2.5), rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("own", "peers", "accepted"),
     [
-        # The student's are close together, as at its beginning: 30 is the limit.
+        # The student's are close together, as at its beginning: 30 is the limit of the distance.
         (0.0, 29.0, True),
-        (0.01, 31.0, False),
-        (1.0, 29.0, True),
-        # Ten times as far as the student's.
-        (20.0, 199.0, True),
-        (20.0, 201.0, False),
+        (0.0, 31.0, False),
+        (1.0, 30.9, True),
+        (1.0, 31.1, False),
+        # Ten times as far as the student's are spread.
+        (20.0, 219.0, True),
+        (20.0, 221.0, False),
         (200.0, 1.0, True),
         (1.0, 1e30, False),
+        # The mean of a row is no number.
+        (1.0, 3.4e38, False),
     ],
 )
 @pytest.mark.parametrize("form", ["logits", "hidden"])
@@ -44,7 +42,16 @@ def test_the_limit(own, peers, accepted, form):
         return Hidden(torch.ones(6, 1), Head((size * ALTERNATING)[:, None], torch.full((4,), 5.0)))
 
     assert (objection(output(own), output(peers)) is None) == accepted
-    assert objection(output(own), output(peers), finite_alone=True) is None
+    if peers < 1e38:
+        assert objection(output(own), output(peers), finite_alone=True) is None
+
+
+@pytest.mark.parametrize(("offset", "accepted"), [(29.0, True), (31.0, False), (2.0**65, False)])
+def test_a_common_offset_counts_where_the_divergence_counts_it(offset, accepted):
+    student, peer = torch.zeros(5, 4), torch.full((5, 4), offset)
+    targets = torch.zeros(5, dtype=torch.int64)
+    assert (objection(student, peer, targets) is None) == accepted
+    assert objection(student, peer, targets, centered=True) is None
 
 
 def of_likelihood(probability):
@@ -80,11 +87,13 @@ def test_the_limit_of_the_cross_entropy(own, peers, accepted):
 def test_what_is_not_finite(number, finite_alone):
     peer = torch.zeros(5, 4)
     peer[3, 2] = number
-    assert objection(torch.zeros(5, 4), peer, None, finite_alone) == "its output is not finite"
+    assert (
+        objection(torch.zeros(5, 4), peer, finite_alone=finite_alone) == "its output is not finite"
+    )
     # On that row the student's output is not finite either, as some models' is on padding.
     student = torch.zeros(5, 4)
     student[3, 0] = math.nan
-    assert objection(student, peer, None, finite_alone) is None
+    assert objection(student, peer, finite_alone=finite_alone) is None
 
 
 def test_a_student_of_no_finite_output_cannot_judge():
@@ -92,12 +101,38 @@ def test_a_student_of_no_finite_output_cannot_judge():
         objection(torch.full((5, 4), math.nan), torch.zeros(5, 4))
 
 
-def test_a_few_rows_are_looked_at(monkeypatch):
+@pytest.mark.parametrize("form", ["logits", "hidden"])
+def test_every_row_is_to_be_finite(monkeypatch, form):
     monkeypatch.setattr(acceptance, "ROWS", 2)
-    peer = torch.zeros(3, 4)
-    peer[2] = math.nan
-    assert objection(torch.zeros(3, 4), peer) is None
-    assert objection(torch.zeros(3, 4), peer.flip(0)) is not None
+    head = Head(torch.eye(4), None)
+
+    def output(rows):
+        return rows if form == "logits" else Hidden(rows, head)
+
+    peer = torch.zeros(9, 4)
+    peer[8, 3] = math.nan
+    assert objection(output(torch.zeros(9, 4)), output(peer)) == "its output is not finite"
+    # Of padding it need not be.
+    targets = torch.tensor([0] * 8 + [-1])
+    assert objection(output(torch.zeros(9, 4)), output(peer), targets) is None
+
+
+def test_an_output_layer_that_overflows():
+    rows = torch.ones(3, 2)
+    student = Hidden(rows, Head(torch.ones(4, 2), None))
+    peer = Hidden(rows, Head(torch.full((4, 2), 3e38), None))
+    for finite_alone in (True, False):
+        assert objection(student, peer, finite_alone=finite_alone) == "its output is not finite"
+    with pytest.raises(ValueError, match="the student's own output"):
+        objection(peer, student)
+
+
+def test_rows_of_padding_are_none_of_those_compared(monkeypatch):
+    monkeypatch.setattr(acceptance, "ROWS", 2)
+    student, peer = torch.zeros(1, 5, 4), torch.zeros(1, 5, 4)
+    peer[0, 3:] = 100 * ALTERNATING
+    assert objection(student, peer) is None
+    assert objection(student, peer, torch.tensor([[-1, -1, -1, 0, 0]])) is not None
 
 
 class Others:
@@ -192,7 +227,7 @@ def test_in_async_mode_a_diverged_peer_does_not_count_until_its_next_snapshot(jo
     assert sides[0].staleness is None
     assert sides[0].take_changes()["rejected"] == 1
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
-    assert line.startswith("peer 1 left out: with its snapshot of update 4 its logits have")
+    assert line.startswith("peer 1 left out: with its snapshot of update 4 its logits are")
     assert line.endswith("from update 5 on, until its next snapshot")
     diverged(sides[1], 1e-6)
     refreshed(sides, 6)
@@ -200,6 +235,32 @@ def test_in_async_mode_a_diverged_peer_does_not_count_until_its_next_snapshot(jo
     sides[0].at_boundary(7, 1)
     assert [peer.group for peer in sides[0].peers] == [1]
     assert sides[0].take_changes()["rejected"] == 0
+
+
+def test_a_worker_that_cannot_load_a_snapshot_votes_all_the_same(join, monkeypatch):  # noqa: F811
+    """The others load it, perhaps, and count on as many votes."""
+    sides = [join(i, codistill_mode="async") for i in (0, 1)]
+    refreshed(sides, 2)
+    sides[0].at_boundary(3, 1)
+
+    def no_room(snapshot):
+        raise SnapshotRejected("no room")
+
+    monkeypatch.setattr(sides[0]._peers[1], "load", no_room)
+    votes = []
+    monkeypatch.setattr(
+        sides[0]._acceptance,
+        "_workers",
+        SimpleNamespace(least=lambda own: votes.append(own) or own),
+    )
+    sides[1].at_boundary(4, 1)
+
+    def voted():
+        sides[0].at_boundary(4, 1)
+        return votes != []
+
+    eventually(voted, "there was no vote")
+    assert [len(vote) for vote in votes] == [1]
 
 
 def test_a_peer_that_was_never_of_use_is_no_peer(join, tmp_path):  # noqa: F811

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_codistill.codistillation import comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig
-from fairseq_codistill.exchange import Draft, Exchange, Store, copy_out
+from fairseq_codistill.exchange import Draft, Exchange, ExchangeError, Store, copy_out
 from fairseq_codistill.tasks import _models
 from fairseq_codistill.tasks.codistill_translation import (
     CodistillTranslationConfig,
@@ -101,7 +101,8 @@ def groups(corpus, tmp_path):
             other.publish(exchange, group=i, update=40)
             others.append(other)
         shared = ["--codistill-dir", str(tmp_path), "--codistill-num-groups", str(peers + 1)]
-        student = Student(corpus, *shared, *flags)
+        saves = ["--save-dir", str(tmp_path / "saved")]
+        student = Student(corpus, *shared, *saves, *flags)
         student.model.to(dtype)  # as the trainer does before the first epoch
         student.task.begin_epoch(1, student.model)
         made.append(student)
@@ -451,6 +452,20 @@ def test_fairseq_does_not_pass_over_a_boundary_without_memory(groups, monkeypatc
         student.task.train_step(student.sample, student.model, student.criterion, None, 7)
     assert ended.value.code == 1
     assert "no memory for a snapshot (CUDA error: out of memory Comp" in capsys.readouterr().err
+
+
+def test_an_output_that_stops_lockstep_is_told_in_a_sentence(groups, monkeypatch, capsys):
+    student, _ = groups()
+
+    def stop(*_):
+        raise ExchangeError("the snapshot of peer 1 cannot be used")
+
+    monkeypatch.setattr(student.task.codistillation, "term", stop)
+    with pytest.raises(SystemExit) as ended:
+        student.task.train_step(student.sample, student.model, student.criterion, None, 50)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == "codistill: error: the snapshot of peer 1 cannot be used\n"
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import ExchangeError
 from fairseq_codistill.objective import Hidden, Output, as_logits
 
-# Rows of a batch that are looked at.
+# Rows of a batch whose logits are compared; finite must be all of them.
 ROWS = 256
 
-# A peer's logits may be spread this many times as far as the student's, or as LEAST_SPREAD where
-# the student's are closer together, as at its beginning.  Differences of logits are log-odds, which
-# is why there can be a number for all models.
+# A peer's logits may be this many times as far from the student's as those are spread, or as
+# LEAST_SPREAD where they are closer together, as at its beginning.  Differences of logits are
+# log-odds, which is why there can be a number for all models.
 TIMES = 10.0
 LEAST_SPREAD = 3.0
 
@@ -33,21 +33,19 @@ LEAST_SPREAD = 3.0
 TIMES_WORSE = 2.0
 MARGIN = 1.0
 
+NOT_FINITE = "its output is not finite"
+
 # What a worker says of a peer; the least of all workers' is the group's verdict.
 _OBJECTS, _ACCEPTS, _HAS_NOT_SEEN = 0, 1, 2
 
 
-def spread(logits: Tensor) -> float:
-    """Return the standard deviation of the logits of a row, as a root mean square over the rows.
-
-    Args:
-        logits: of shape (rows, classes).
-    """
-    return float((logits - logits.mean(dim=-1, keepdim=True)).square().mean().sqrt())
-
-
 def objection(
-    student: Output, peer: Output, targets: Tensor | None = None, finite_alone: bool = False
+    student: Output,
+    peer: Output,
+    targets: Tensor | None = None,
+    *,
+    centered: bool = False,
+    finite_alone: bool = False,
 ) -> str | None:
     """Return what speaks against a peer's output, or None.
 
@@ -58,42 +56,50 @@ def objection(
         peer: the peer's output on the same rows.
         targets: the true classes of the rows, below 0 for rows that are to be left out; None if
             they are not known.
+        centered: whether the divergence leaves out a common offset of all logits of a row.
         finite_alone: ask for nothing but finite numbers.
 
     Raises:
         ValueError: if no row of the student's output is finite.
     """
     with torch.no_grad():
-        ours, theirs = _some(student), _some(peer)
-        usable = torch.isfinite(ours).all(dim=-1)
+        usable = _finite(student)
         if targets is not None:
-            targets = targets.flatten()[:ROWS]
+            targets = targets.flatten()
             usable &= targets >= 0
-            targets = targets[usable]
-        ours, theirs = ours[usable], theirs[usable]
-        if not len(ours):
+        if not bool(_finite(peer)[usable].all()):
+            return NOT_FINITE
+        rows = usable.nonzero().flatten()[:ROWS]
+        ours, theirs = _logits(student, rows), _logits(peer, rows)
+        # The output layer may overflow where what goes into it does not.
+        judged = torch.isfinite(ours).all(dim=-1)
+        if not bool(judged.any()):
             raise ValueError("the student's own output is not finite")
+        ours, theirs = ours[judged], theirs[judged]
         if not bool(torch.isfinite(theirs).all()):
-            return "its output is not finite"
-        own_spread, peer_spread = spread(ours), spread(theirs)
+            return NOT_FINITE
         if finite_alone:
             return None
-        # Not "above": the spread of numbers close to the largest ones is NaN.
-        if not peer_spread <= TIMES * max(own_spread, LEAST_SPREAD):
+        spread = _root_mean_square(_centered(ours))
+        difference = theirs - ours
+        distance = _root_mean_square(_centered(difference) if centered else difference)
+        # Not "above": the distance of numbers close to the largest ones is NaN.
+        if not distance <= TIMES * max(spread, LEAST_SPREAD):
             return (
-                f"its logits have a standard deviation of {peer_spread:.3g}, this group's of "
-                f"{own_spread:.3g}: it has diverged, it seems"
+                f"its logits are {distance:.3g} away from this group's (root mean square), whose "
+                f"standard deviation is {spread:.3g}; it seems to have diverged"
             )
         if targets is None:
             return None
+        targets = targets[rows][judged]
         own_nll, peer_nll = (float(F.cross_entropy(logits, targets)) for logits in (ours, theirs))
         guessing = math.log(ours.shape[-1])
         if peer_nll <= TIMES_WORSE * (max(own_nll, guessing) + MARGIN):
             return None
         return (
             f"its cross-entropy is {peer_nll / math.log(2):.3g} bits, this group's "
-            f"{own_nll / math.log(2):.3g}, and that of guessing {guessing / math.log(2):.3g}: it "
-            "has diverged, it seems"
+            f"{own_nll / math.log(2):.3g}, and that of guessing {guessing / math.log(2):.3g}; it "
+            "seems to have diverged"
         )
 
 
@@ -106,18 +112,20 @@ class Acceptance:
     Args:
         workers: of this group.
         lockstep: ask for finite numbers alone, and stop if they are not.
+        centered: whether the divergence leaves out a common offset of all logits of a row.
     """
 
-    def __init__(self, workers: Workers, lockstep: bool) -> None:
+    def __init__(self, workers: Workers, lockstep: bool, centered: bool = False) -> None:
         self.left_out: set[int] = set()
         self._workers = workers
         self._lockstep = lockstep
+        self._centered = centered
         # Peers with snapshots that the group has no verdict on, and what this worker says of them.
         self._new: dict[int, int] = {}
         self._objections: dict[int, str] = {}
 
     def renew(self, peer: int) -> None:
-        """Be told that a peer has another snapshot."""
+        """Be told that a peer has another snapshot; by all workers, or votes do not match."""
         self.left_out.discard(peer)
         self._objections.pop(peer, None)
         self._new[peer] = _HAS_NOT_SEEN
@@ -128,11 +136,16 @@ class Acceptance:
         """Return whether a live peer's output counts in this batch.
 
         Raises:
-            ExchangeError: in lockstep, if it is not finite.
+            ExchangeError: in lockstep, if it is not finite.  One worker may raise alone: an update
+                without this peer would not be Algorithm 1's.
         """
         if self._new.get(peer.group) == _HAS_NOT_SEEN:
             try:
-                found = objection(student, output, targets, finite_alone=self._lockstep)
+                found = objection(
+                    *(student, output, targets),
+                    centered=self._centered,
+                    finite_alone=self._lockstep,
+                )
             except ValueError:
                 # It is the student that is sick, and the next batch may be another matter.
                 return True
@@ -170,10 +183,22 @@ class Acceptance:
         return verdict_on
 
 
-def _some(output: Output) -> Tensor:
-    """Return the logits of the first rows, (rows, classes), in float32."""
+def _finite(output: Output) -> Tensor:
+    """Return for each row whether its numbers are finite, (rows,), by their sum."""
+    numbers = output.rows if isinstance(output, Hidden) else output.flatten(0, -2)
+    return torch.isfinite(numbers.sum(dim=-1, dtype=torch.float32))
+
+
+def _logits(output: Output, rows: Tensor) -> Tensor:
+    """Return the logits of some rows, (rows, classes), in float32."""
     if isinstance(output, Hidden):
-        output = Hidden(output.rows[:ROWS].detach(), output.head)
-    else:
-        output = output.detach().flatten(0, -2)[:ROWS]
-    return as_logits(output).float()
+        return as_logits(Hidden(output.rows[rows], output.head)).float()
+    return output.flatten(0, -2)[rows].float()
+
+
+def _centered(logits: Tensor) -> Tensor:
+    return logits - logits.mean(dim=-1, keepdim=True)
+
+
+def _root_mean_square(numbers: Tensor) -> float:
+    return float(numbers.square().mean().sqrt())

@@ -88,7 +88,9 @@ class Codistillation:
         self._every = config.codistill_every
         self._in_step = config.codistill_mode == "lockstep" and config.needs_exchange
         self._stale: set[int] = set()
-        self._acceptance = Acceptance(self.workers, self._in_step)
+        self._acceptance = Acceptance(
+            self.workers, self._in_step, centered=config.codistill_divergence != "logit-mse"
+        )
         self._left_out = 0
         self._changes = dict.fromkeys(CHANGES, 0)
         self._told = dict(self._changes)
@@ -341,12 +343,13 @@ class Codistillation:
             manifest = snapshot.manifest
             peer = self._peers[manifest.group]
             first = peer.update is None
+            # Before it is loaded, which may fail on one worker alone; what is there is looked at.
+            self._acceptance.renew(manifest.group)
             try:
                 peer.load(snapshot)
             except SnapshotRejected as rejection:
                 self._source.refuse(snapshot, rejection)
                 continue
-            self._acceptance.renew(manifest.group)
             change = "first_seen" if first else "refreshed"
             self._changed(
                 change,

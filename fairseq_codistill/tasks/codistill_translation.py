@@ -199,7 +199,8 @@ class CodistillTranslationTask(TranslationTask):
             self._boundary = boundary
             with errors_as_sentences(), exhaustion_is_final():
                 self.codistillation.at_boundary(update_num, self._epoch)
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        with errors_as_sentences():
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     def _join(self, model: nn.Module, settings: CodistillationConfig) -> None:
         assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
