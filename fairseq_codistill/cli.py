@@ -7,6 +7,7 @@ fairseq.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -21,6 +22,9 @@ from fairseq_codistill.records import printable
 # Those of a process that the signal has ended.
 BROKEN_PIPE_STATUS = 128 + signal.SIGPIPE
 INTERRUPTED_STATUS = 128 + signal.SIGINT
+
+# What a write to the standard output fails with, where no file has a name.
+OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 # Characters of an error; what others wrote may be quoted in it.
 LONGEST_ERROR = 2000
@@ -39,11 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments, command)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has enough.  Python would try to write the rest at its end.
+        # Whoever read the output has enough.
         _discard_output()
         return BROKEN_PIPE_STATUS
+    except OSError as error:
+        if error.filename is not None or error.errno not in OUTPUT_ERRORS:
+            raise
+        _discard_output()
+        print(
+            f"codistill: error: the standard output cannot be written ({error.strerror}); see to "
+            "where it goes",
+            file=sys.stderr,
+        )
+        return statuses.CONFIG
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
 
@@ -63,7 +78,7 @@ def _run(arguments: list[str], command: list[str]) -> int:
 
 
 def _discard_output() -> None:
-    """Send what is left of the standard output nowhere."""
+    """Send what is left of the standard output nowhere: Python tries to write it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

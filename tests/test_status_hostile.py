@@ -497,12 +497,17 @@ def test_a_reader_that_has_enough(tmp_path, arguments):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_an_output_that_is_full(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["status", "status --json", "status --watch 1", "user-dir"])
+def test_an_output_that_is_full(tmp_path, arguments, unbuffered):
     say(tmp_path)
-    arguments = ["status", str(tmp_path)]
+    # Python itself writes what is left of it at its end, and has a status of its own for that.
+    env = {**environment(), "PYTHONUNBUFFERED": unbuffered}
+    subcommand, *options = arguments.split()
+    place = [str(tmp_path)] if subcommand == "status" else []
     with (
         open("/dev/full", "w") as full,
-        codistill(arguments, stdout=full, env=environment()) as process,
+        codistill([subcommand, *place, *options], stdout=full, env=env) as process,
     ):
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2

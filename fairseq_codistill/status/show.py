@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 from fairseq_codistill.errors import UserError
@@ -31,7 +29,7 @@ def status(named: str, watch: float | None, as_json: bool) -> int:
     survey = Survey(_find(named))
     if watch is None:
         report = survey.look()
-        _write(document.as_json(report) if as_json else "\n".join(table.lines(report)))
+        print(document.as_json(report) if as_json else "\n".join(table.lines(report)))
         return 0
     screen = _Screen(sys.stdout)
     try:
@@ -51,30 +49,6 @@ def _find(named: str) -> Place:
         ) from None
 
 
-def _write(text: str) -> None:
-    with _output():
-        print(text, flush=True)
-
-
-@contextmanager
-def _output() -> Iterator[None]:
-    """Turn an error of the standard output into a sentence.
-
-    Raises:
-        BrokenPipeError: if nobody reads any more, which is no error.
-        UserError: if it cannot be written.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"the standard output cannot be written ({error.strerror or error}); see to where it "
-            "goes"
-        ) from None
-
-
 def _show_again(survey: Survey, screen: _Screen, as_json: bool) -> None:
     try:
         report = survey.look()
@@ -86,7 +60,7 @@ def _show_again(survey: Survey, screen: _Screen, as_json: bool) -> None:
             screen.draw([printable(error)])
         return
     if as_json:
-        _write(document.as_json(report, indent=None))
+        print(document.as_json(report, indent=None), flush=True)
     else:
         screen.draw([*table.lines(report), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"])
 
@@ -104,9 +78,7 @@ class _Screen:
             # A line that wraps, or scrolls away, could not be found again.
             lines = [line[: columns - 1] for line in lines[: rows - 1]]
             up = f"\x1b[{self._drawn}F" if self._drawn else ""
-            with _output():
-                self._stream.write(f"{up}\x1b[J")
-        with _output():
-            self._stream.write("\n".join([*lines, ""]))
-            self._stream.flush()
+            self._stream.write(f"{up}\x1b[J")
+        self._stream.write("\n".join([*lines, ""]))
+        self._stream.flush()
         self._drawn = len(lines)
