@@ -194,7 +194,10 @@ def codistilled(
     with tempfile.TemporaryDirectory() as exchange:
         for group in range(1, groups):
             like.publish(Path(exchange), group)
-        line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {flags}"
+        # What a group remembers lies with its checkpoints.
+        saves = f"--save-dir {exchange}/saved-{groups}"
+        line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {saves}"
+        line = f"{line} {flags}"
         if peer_dropout:
             line += " --codistill-peer-dropout"
         ours = Codistilled(like.folder, like.size, line, like.device, like.dtype)
