@@ -29,7 +29,7 @@ from fairseq_codistill.exchange import (
     Store,
     key_from,
     read_alive,
-    warn_of_short,
+    say_what_it_does,
 )
 from fairseq_codistill.records import Memory, get_logger
 from fairseq_codistill.records.address import check_address
@@ -95,7 +95,7 @@ def meet(
         membership = None
         needed = config.codistill_mode == "lockstep"
         if workers.leader:
-            warn_of_short(key)
+            say_what_it_does(key)
             memory = Memory(directory, run_id, config.codistill_group, str(config.codistill_dir))
             needed = needed or not memory.met
             membership = Membership(config, group, state, exchange, memory)
@@ -108,8 +108,9 @@ def meet(
         prepare=lambda snapshot: peers[snapshot.manifest.group].prepare(snapshot),
         # In lockstep all workers read the same; else what the others get, the leader has.
         quiet=config.codistill_mode == "lockstep" and not workers.leader,
+        source_vocabulary=group.source_vocabulary,
     )
-    return Place(membership, reader, _source(config, reader, workers, list(peers)))
+    return Place(membership, reader, _source(config, reader, workers, list(peers), membership))
 
 
 def warn_of_long_interval(config: CodistillationConfig, updates: int | None) -> None:
@@ -129,11 +130,15 @@ def warn_of_long_interval(config: CodistillationConfig, updates: int | None) -> 
 
 
 def _source(
-    config: CodistillationConfig, reader: Reader, workers: Workers, peers: Sequence[int]
+    config: CodistillationConfig,
+    reader: Reader,
+    workers: Workers,
+    peers: Sequence[int],
+    membership: Membership | None,
 ) -> Source:
     if config.codistill_mode == "lockstep":
         interval, timeout = config.codistill_interval, config.codistill_timeout
-        return LockstepSource(reader, workers, peers, interval, timeout)
+        return LockstepSource(reader, workers, peers, interval, timeout, own=membership)
     return AsyncSource(reader, workers, peers)
 
 

@@ -29,14 +29,24 @@ WIRE_DTYPES = {
 }
 
 
-def encode(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
+def encode(
+    tensors: Mapping[str, Tensor], dtype: str, aliases: Mapping[str, str] | None = None
+) -> bytes:
     """Give the safetensors bytes; equal tensors give equal bytes.
 
     Args:
         tensors: names -> CPU tensors; the floating-point ones are of ``WIRE_DTYPES[dtype]``.
         dtype: in what they travel.
+        aliases: other name -> name in ``tensors``.
+
+    Raises:
+        ExchangeError: if ``decode`` would not take them, or a name cannot travel as int8.
     """
-    return _save(pack(tensors) if dtype == "int8" else dict(tensors))
+    packed = pack(tensors) if dtype == "int8" else dict(tensors)
+    _accept(packed, aliases or {}, dtype)
+    data = _save(packed)
+    check_header(data, dtype)
+    return data
 
 
 def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Tensor]:
@@ -52,12 +62,30 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
             nowhere or hides a tensor, or a number is not finite.
     """
     check_header(data, dtype)
-    tensors = _loaded(data)
-    _check_finite(tensors)
+    return _accept(_loaded(data), aliases, dtype)
+
+
+def _accept(
+    packed: Mapping[str, Tensor], aliases: Mapping[str, str], dtype: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a sound file; what a reader asks for and a publisher makes sure of.
+
+    Tensors are looked at in the order of their names, so that the reason is always the same one.
+
+    Args:
+        packed: names -> tensors, as they are in the file.
+        aliases: other name -> name in the file.
+        dtype: in what they travel.
+
+    Raises:
+        SnapshotRejected: if they are not those of a snapshot.
+    """
+    tensors = {name: packed[name] for name in sorted(packed)}
+    _check_finite(tensors, dtype)
     if dtype == "int8":
         tensors = unpack(tensors)
         # A large scale times a whole number may be more than there is.
-        _check_finite(tensors)
+        _check_finite(tensors, dtype)
     for name, tensor in tensors.items():
         # torch computes nonsense with a bool that is neither 0 nor 1.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
@@ -70,10 +98,12 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], dtype: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
+            raise SnapshotRejected(
+                f"its tensor {name!r:.80} holds numbers that are not finite in {dtype}"
+            )
 
 
 def largest_decoded(size: int, dtype: str) -> int:

@@ -39,6 +39,9 @@ class Alive:
         restarts: how often it has been started again, as far as that was told.
         epoch: the epoch, from 1, that training is in.
         peers: the live peers -> the update of the snapshot in use.
+        source_vocabulary: digest of its source vocabulary, if it has one and it is told.
+        returns: whoever started the process starts it again should it end before it has finished.
+        failure: why it has ended for good without having finished; no restart would help.
     """
 
     run_id: str
@@ -52,6 +55,9 @@ class Alive:
     restarts: int = 0
     epoch: int = 1
     peers: dict[str, int] = dataclasses.field(default_factory=dict)
+    source_vocabulary: str | None = None
+    returns: bool = False
+    failure: str | None = None
 
     @property
     def fresh(self) -> bool:
@@ -93,10 +99,13 @@ def read_alive_file(path: Path) -> Alive | None:
 def _is_well_formed(alive: Alive) -> bool:
     return (
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
-        and (alive.vocabulary is None or is_text(alive.vocabulary, 0, LONGEST_TEXT))
+        and all(
+            text is None or is_text(text, 0, LONGEST_TEXT)
+            for text in (alive.vocabulary, alive.source_vocabulary, alive.failure)
+        )
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))
         and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
-        and all(type(flag) is bool for flag in (alive.finished, alive.running))
+        and all(type(flag) is bool for flag in (alive.finished, alive.running, alive.returns))
         and type(alive.time) in (int, float)
         and 0 <= alive.time < 2**40
         and type(alive.peers) is dict
