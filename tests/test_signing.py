@@ -21,7 +21,7 @@ from fairseq_codistill.exchange import (
     SnapshotRejected,
     Store,
     key_from,
-    warn_of_short,
+    say_what_it_does,
 )
 
 KEY = b"a secret that nobody can guess"
@@ -55,12 +55,12 @@ def test_the_key_is_that_of_the_environment():
 
 @pytest.mark.parametrize("key", ["qz", "fifteen letters"])
 def test_a_short_key_signs_with_a_warning_and_is_not_shown(key, caplog):
-    warn_of_short(key_from({}))
-    warn_of_short(KEY)
+    say_what_it_does(key_from({}))
+    say_what_it_does(KEY)
     assert not caplog.records
     found = key_from({"CODISTILL_KEY": key})
     assert found == key.encode()
-    warn_of_short(found)
+    say_what_it_does(found)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "the key in CODISTILL_KEY is shorter than 16 characters" in record.getMessage()
