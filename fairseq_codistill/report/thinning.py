@@ -19,8 +19,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+# Merging leaves a quarter of them.
 MOST = 20_000
-# Of these, a quarter is left when they are merged.
 RECENT = 2_000
 
 NLL = ("nll_loss", "loss")
