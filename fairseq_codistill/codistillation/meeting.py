@@ -20,6 +20,7 @@ from torch import Tensor
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer
+from fairseq_codistill.codistillation.prospects import Led
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
 from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import (
@@ -138,7 +139,8 @@ def _source(
 ) -> Source:
     if config.codistill_mode == "lockstep":
         interval, timeout = config.codistill_interval, config.codistill_timeout
-        return LockstepSource(reader, workers, peers, interval, timeout, own=membership)
+        own = membership or Led(reader.exchange, config.codistill_group)
+        return LockstepSource(reader, workers, peers, interval, timeout, own)
     return AsyncSource(reader, workers, peers)
 
 

@@ -31,6 +31,7 @@ from fairseq_codistill.exchange import (
     read_alive,
 )
 from fairseq_codistill.records import Memory, get_logger
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 logger = get_logger(__name__)
 
@@ -97,7 +98,6 @@ class Membership:
         self._peers: Mapping[int, int] = {}
         self._published: int | None = None
         self._started = False
-        self._failure: str | None = None
         self._rehearse()
         self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
         self.memory = memory
@@ -196,17 +196,16 @@ class Membership:
 
     def say_goodbye(self) -> None:
         """Say that the process is gone without having reached the end, if nothing else was said."""
-        self._presence.release(finished=False, failure=self._failure)
+        self._presence.release(finished=False)
 
     def abandon(self) -> None:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._publisher.close()
-        if self._lockstep and self._failure is None:
-            # What is not finite may have ended training before the next snapshot was due.
-            self._failure = self._refused()
-            if self._failure is not None:
-                logger.error("this group ends for good: %s", self._failure)
+        # What is not finite may have ended training before the next snapshot was due.
+        refused = self._refused() if self._lockstep else None
+        if refused is not None:
+            self.note_failure(refused)
         self.say_goodbye()
 
     def check_published(self) -> None:
@@ -231,8 +230,10 @@ class Membership:
         )
 
     def note_failure(self, failure: str) -> None:
-        """Note why this group ends for good, for others to see."""
-        self._failure = failure
+        """Note why this group ends for good: its other workers, its peers and launch are told."""
+        if self._presence.failure is None:
+            # Launch believes the heartbeat, which anybody can write, if the log says the same.
+            logger.error(ENDS_FOR_GOOD + "%s", self._presence.note_failure(failure))
 
     def _refused(self) -> str | None:
         """Give why no peer would take the newest snapshot; None if it is not so."""

@@ -2,7 +2,8 @@
 
 A group that was killed says nothing, and is waited for: it may be started again.  One that has said
 goodbye is waited for as long as a restart takes, if whoever started it starts it again; otherwise
-only for a moment, in case somebody does so by hand.
+only for a moment, in case somebody does so by hand.  One that says that it ends for good is not
+waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from fairseq_codistill.exchange import (
     SnapshotRejected,
     read_alive,
 )
+from fairseq_codistill.records import printable
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 # How long a group may be gone, or its rejected snapshot stay what it is, until that is final.
 GONE_SECONDS = 15.0
@@ -26,9 +29,39 @@ GONE_SECONDS = 15.0
 # The same for a group that is started again: libraries and data are loaded first, and a checkpoint.
 RETURN_SECONDS = 600.0
 
+# Characters of what a peer gives as its reason.
+LONGEST_FAILURE = 400
+
 
 class NeverComes(ExchangeError):
     """What a group in lockstep waits for will never come; the message names the peer."""
+
+
+class Led:
+    """A group's own prospects, as its workers but the leader know of them: by its heartbeat.
+
+    Args:
+        exchange: of the run.
+        group: its index.
+    """
+
+    def __init__(self, exchange: Exchange, group: int) -> None:
+        self._exchange = exchange
+        self._group = group
+
+    def check_published(self) -> None:
+        """Make sure that the leader has not said that the group ends for good.
+
+        Raises:
+            NeverComes: if it has.
+        """
+        alive = read_alive(self._exchange.store, self._group)
+        if alive is None or alive.run_id != self._exchange.run_id or alive.failure is None:
+            return
+        raise NeverComes(ENDS_FOR_GOOD + _said(alive.failure))
+
+    def note_failure(self, failure: str) -> None:
+        """Leave it to the leader, who finds the same, to tell others."""
 
 
 class Prospects:
@@ -68,9 +101,9 @@ class Prospects:
                 f"peer {peer} finished at update {alive.update}, so its snapshot of update "
                 f"{update} will not come; in lockstep give all groups the same number of updates"
             )
-        if alive.failure is not None and not alive.running:
+        if alive.failure is not None:
             raise NeverComes(
-                f"peer {peer} has stopped for good at update {alive.update}: {alive.failure}"
+                f"peer {peer} stops for good at update {alive.update}: {_said(alive.failure)}"
             )
         if rejection is not None and (alive.update >= update or not alive.running):
             # It has published that, and goes on or is gone: nobody will put another in its place.
@@ -101,7 +134,8 @@ class Prospects:
                     "groups from checkpoints of one update"
                 ) from missing
 
-    def _patience(self, alive: Alive) -> float:
+    @staticmethod
+    def _patience(alive: Alive) -> float:
         # Started again, a group publishes anew what is damaged.
         return RETURN_SECONDS if alive.returns and not alive.running else GONE_SECONDS
 
@@ -113,3 +147,8 @@ class Prospects:
             since = now
         self._against[peer] = evidence, since
         return now - since
+
+
+def _said(failure: str) -> str:
+    # Short enough that a group can pass on what it was told, and add its own words.
+    return printable(failure, LONGEST_FAILURE)

@@ -43,10 +43,10 @@ class Source(Protocol):
 
 
 class Own(Protocol):
-    """This group's own snapshots, as its leader knows of them."""
+    """This group's own side of a lockstep run, as one of its workers knows of it."""
 
     def check_published(self) -> None:
-        """Raise an ``ExchangeError`` if one cannot be published."""
+        """Raise an ``ExchangeError`` if a snapshot of this group will not be published."""
         ...
 
     def note_failure(self, failure: str) -> None:
@@ -63,7 +63,8 @@ class LockstepSource:
         peers: the groups listened to.
         interval: T, in updates.
         timeout: seconds to wait for one boundary's snapshots.
-        own: this group's snapshots, for its leader.
+        own: this group's side; without it, snapshots of its own that cannot be published, and for
+            which its peers wait, are not noticed while it waits for theirs.
     """
 
     def __init__(
@@ -114,10 +115,13 @@ class LockstepSource:
 
     def refuse(self, snapshot: Snapshot, rejection: SnapshotRejected) -> None:
         """Stop: in lockstep there is nothing else to use."""
-        raise ExchangeError(
+        failure = (
             f"the snapshot of peer {snapshot.manifest.group} at update "
             f"{snapshot.manifest.update} cannot be used: {rejection}"
-        ) from rejection
+        )
+        if self._own is not None:
+            self._own.note_failure(failure)
+        raise ExchangeError(failure) from rejection
 
     def stop(self) -> None:
         """Nothing runs in the background."""
@@ -126,9 +130,6 @@ class LockstepSource:
         pause = 0.005
         reason = "it has not been published"
         while True:
-            if self._own is not None:
-                # Its peers do not come either if they wait for this group's in vain.
-                self._own.check_published()
             try:
                 left = max(deadline - time.monotonic(), ANSWER_SECONDS)
                 return within(left, lambda: self._look(peer, update))
@@ -152,6 +153,9 @@ class LockstepSource:
             pause = min(2 * pause, 0.5)
 
     def _look(self, peer: int, update: int) -> Snapshot:
+        if self._own is not None:
+            # Peers do not come either if they wait for this group's snapshot in vain.
+            self._own.check_published()
         try:
             return self._reader.read(peer, update)
         except PeerUnusable:

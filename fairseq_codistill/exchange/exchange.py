@@ -28,9 +28,8 @@ from fairseq_codistill.exchange.errors import (
 from fairseq_codistill.exchange.known import Foreign
 from fairseq_codistill.exchange.local import Mark
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest, check_size
-from fairseq_codistill.exchange.rows import check_names
 from fairseq_codistill.exchange.store import Store
-from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
+from fairseq_codistill.exchange.tensors import decode, emptied, encode, shapes_digest
 from fairseq_codistill.records import get_logger
 
 logger = get_logger(__name__)
@@ -105,8 +104,7 @@ class Exchange:
             Unpublishable: if no reader would take it.
         """
         with _refusing_to_publish():
-            if draft.dtype == "int8":
-                check_names(draft.tensors)
+            encode(emptied(draft.tensors, draft.dtype), draft.dtype, draft.aliases)
             self._described(draft, size=1, sha256="0" * 64)
 
     def publish(self, draft: Draft) -> Manifest | None:

@@ -7,7 +7,7 @@ word's embedding, or what makes one output of a linear layer or one channel of a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -28,9 +28,13 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ExchangeError: if a tensor has a name such as scales have.
     """
-    check_names(tensors)
     packed = dict(tensors)
     for name, tensor in tensors.items():
+        if name.endswith(SCALE):
+            raise ExchangeError(
+                f"the model's tensor {name!r:.80} has a name that int8 needs for itself; choose "
+                "another --codistill-snapshot-dtype"
+            )
         if not tensor.is_floating_point() or tensor.dim() < 2:
             continue
         rows = tensor.float().flatten(1)
@@ -40,20 +44,6 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         packed[name] = whole.clamp(-LARGEST, LARGEST).to(torch.int8).view(tensor.shape)
         packed[name + SCALE] = scale
     return packed
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Make sure that tensors of these names can travel as int8.
-
-    Raises:
-        ExchangeError: if one has a name such as scales have.
-    """
-    for name in names:
-        if name.endswith(SCALE):
-            raise ExchangeError(
-                f"the model's tensor {name!r:.80} has a name that int8 needs for itself; choose "
-                "another --codistill-snapshot-dtype"
-            )
 
 
 def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:

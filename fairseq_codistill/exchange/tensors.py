@@ -44,9 +44,21 @@ def encode(
     """
     packed = pack(tensors) if dtype == "int8" else dict(tensors)
     _accept(packed, aliases or {}, dtype)
-    data = _save(packed)
+    data = _saved(packed)
     check_header(data, dtype)
     return data
+
+
+def emptied(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Return empty CPU tensors in place of a model's, of the dtypes that they travel in.
+
+    What can be known of a snapshot before its numbers are, ``encode`` tells of these.
+    """
+    wire = WIRE_DTYPES[dtype]
+    return {
+        name: torch.empty(0, dtype=wire if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
 
 
 def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Tensor]:
@@ -109,6 +121,18 @@ def _check_finite(tensors: Mapping[str, Tensor], dtype: str) -> None:
 def largest_decoded(size: int, dtype: str) -> int:
     """Give the bytes that the tensors of a file of ``size`` bytes take at most once decoded."""
     return 4 * size if dtype == "int8" else size
+
+
+def _saved(packed: Mapping[str, Tensor]) -> bytes:
+    try:
+        return _save(dict(packed))
+    except MemoryError:
+        raise
+    except Exception as error:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in packed.values()}))
+        raise SnapshotRejected(
+            f"safetensors does not take its tensors, of {kinds} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _loaded(data: bytes) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from fairseq_codistill.launch.process import NoSuchProgram, Process
 from fairseq_codistill.launch.progress import LogReader, Progress, live_line
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 _CONFIG_ERROR = "codistill: error:"
 _LONGEST_BACKOFF = 30.0
@@ -271,7 +272,7 @@ class Group:
         how = self._describe(failed.status())
         said = self.pulse.last_heartbeat(_LAST_LOOK_SECONDS)
         # In lockstep a group that cannot go on takes the others with it; a restart would not help.
-        final = said is not None and said.failure and any(said.failure in line for line in words)
+        final = said is not None and said.failure is not None and self._says(said.failure)
         again = bool(words) and words[-1] == self._last_words and not self._ever_trained
         by_itself = failed.status() and not _signal(failed.status())
         self._last_words = words[-1] if words and by_itself else None
@@ -295,6 +296,11 @@ class Group:
             f"{self.name} {how}; restart {self.restarts} of {self._patience.max_restarts} "
             f"in {delay:g} s; its log is {failed.log}"
         )
+
+    def _says(self, failure: str) -> bool:
+        """Tell whether its log says so too, as anybody may have written the heartbeat."""
+        said = ENDS_FOR_GOOD + failure
+        return any(said in line for process in self._processes for line in process.output())
 
     def _describe(self, status: int | None) -> str:
         if self._hung:

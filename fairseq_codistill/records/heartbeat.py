@@ -22,6 +22,9 @@ FRESH_SECONDS = 60.0
 
 LONGEST_TEXT = 4096
 
+# How a group's log begins the line that says the same as ``failure``.
+ENDS_FOR_GOOD = "this group ends for good: "
+
 
 @dataclass(frozen=True)
 class Alive:
@@ -41,7 +44,7 @@ class Alive:
         peers: the live peers -> the update of the snapshot in use.
         source_vocabulary: digest of its source vocabulary, if it has one and it is told.
         returns: whoever started the process starts it again should it end before it has finished.
-        failure: why it has ended for good without having finished; no restart would help.
+        failure: why it ends for good without reaching its end; no restart would help.
     """
 
     run_id: str
@@ -101,8 +104,9 @@ def _is_well_formed(alive: Alive) -> bool:
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
         and all(
             text is None or is_text(text, 0, LONGEST_TEXT)
-            for text in (alive.vocabulary, alive.source_vocabulary, alive.failure)
+            for text in (alive.vocabulary, alive.source_vocabulary)
         )
+        and (alive.failure is None or is_text(alive.failure, 1, LONGEST_TEXT))
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))
         and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
         and all(type(flag) is bool for flag in (alive.finished, alive.running, alive.returns))
