@@ -277,7 +277,7 @@ def test_launch_stops_both_groups_when_one_has_diverged(corpus, tmp_path):
     process = start_launch(
         corpus, tmp_path, *flags, options=["--group", f"1: {DIVERGES}", "--max-restarts", "3"]
     )
-    assert process.wait(timeout=100) == 1
+    assert process.wait(timeout=300) == 1
     logs = [tmp_path / f"group-{i}" / "log.txt" for i in (0, 1)]
     healthy, ill = [log.read_text() for log in logs]
     said = (

@@ -39,7 +39,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path, newline):
 def test_a_file_in_another_encoding_is_named(tmp_path):
     path = tmp_path / "who"
     path.write_bytes("0: 1\n1:\n".encode("utf-16"))
-    with pytest.raises(ConfigError, match=f"--codistill-topology {path}.*no text"):
+    with pytest.raises(ValueError, match=r"no file to read \(it is no text\)"):
         listens_to(str(path), 2, 0)
 
 
