@@ -12,7 +12,7 @@ from harness import CODISTILL, LOCKSTEP, SEED_STEP, eventually, finish, start
 from test_exchange import VOCABULARY, draft, not_finite, paths, state, truncate
 from test_sources import Meeting, Worker
 
-from fairseq_codistill.codistillation import prospects
+from fairseq_codistill.codistillation import membership, prospects
 from fairseq_codistill.codistillation.prospects import Led, NeverComes
 from fairseq_codistill.codistillation.sources import LockstepSource
 from fairseq_codistill.codistillation.workers import Workers
@@ -262,6 +262,19 @@ def test_what_does_not_fit_the_model_is_final_too(exchange):
     with pytest.raises(ExchangeError, match="peer 1 at update 10 cannot be used: it is odd"):
         source.refuse(snapshot, SnapshotRejected("it is odd"))
     assert noted == ["the snapshot of peer 1 at update 10 cannot be used: it is odd"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "returns"),
+    [
+        ({}, False),
+        ({"CODISTILL_NONCE": "n"}, True),  # a batch file, which is requeued
+        ({"CODISTILL_NONCE": "n", "CODISTILL_RESTARTS_LEFT": "1"}, True),
+        ({"CODISTILL_NONCE": "n", "CODISTILL_RESTARTS_LEFT": "0"}, False),
+    ],
+)
+def test_a_group_knows_whether_it_will_be_started_again(environ, returns):
+    assert membership._is_started_again(environ) is returns
 
 
 # Real groups.

@@ -334,6 +334,7 @@ def test_publisher_and_reader_have_one_opinion(exchange, tmp_path):
         (OWN_SOURCE, None, True),
         (None, OTHER_SOURCE, True),
     ],
+    ids=["the same", "others", "not told", "images"],
 )
 def test_a_peer_that_reads_other_words_is_one_error_line(
     exchange, readers, caplog, own, theirs, fits
