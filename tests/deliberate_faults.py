@@ -606,12 +606,40 @@ FAULTS = [
         "refused = None",
         "test_codistillation",
     ),
+    _codistillation(
+        "output-that-is-not-finite-is-not-passed-on",
+        "algorithm",
+        "                    self._membership.note_failure(str(error))\n",
+        "                    pass\n",
+        "test_acceptance",
+    ),
+    _launch(
+        "heartbeat-alone-is-believed-to-be-the-end",
+        "group",
+        "return any(said in line for process in self._processes for line in process.output())",
+        "return True",
+        "test_launch_supervise",
+    ),
+    _launch(
+        "another-workers-last-words-are-not-read",
+        "group",
+        "return any(said in line for process in self._processes for line in process.output())",
+        "return self._failed is not None and any(said in s for s in self._failed.output())",
+        "test_launch_supervise",
+    ),
+    _launch(
+        "restarts-that-are-left-are-not-told",
+        "group",
+        "worker = replace(worker, env={**worker.env, **left})",
+        "worker = replace(worker, env={**worker.env, 'LEFT': str(left)})",
+        "test_launch_supervise",
+    ),
     _launch(
         "what-ends-for-good-is-started-again",
         "group",
         "        if final or again or",
         "        if again or",
-        "test_prospects",
+        "test_launch_supervise",
     ),
     # Alpha.
     _objective(
