@@ -50,6 +50,7 @@ from fairseq_codistill.exchange import (
 
 GROUP, UPDATE, RUN, SEED = 1, 10, "run", 1
 VOCABULARY = hashlib.sha256(b"words").hexdigest()
+SOURCE = hashlib.sha256(b"words of the source").hexdigest()
 KEY = b"a key that is long enough"
 LARGEST = 100_000
 
@@ -125,6 +126,7 @@ def sound_snapshots():
                         epoch=2,
                         dtype=dtype,
                         vocabulary=VOCABULARY,
+                        source_vocabulary=SOURCE if number else None,
                         model={"arch": "transformer", "layers": [1, {"a": None}], "dropout": 0.1},
                         tensors=tensors,
                         aliases=aliases,
@@ -133,6 +135,10 @@ def sound_snapshots():
                 stem = f"group-{GROUP}/{update:010d}"
                 fields = json.loads(store.read(f"{stem}.json", 2**20))
                 fields |= {"run_id": RUN, "update": UPDATE}
+                if number == 2:
+                    # As earlier versions wrote it.
+                    fields |= {"format": 1}
+                    del fields["source_vocabulary"]
                 yield Work(fields, store.read(f"{stem}.safetensors", 2**20), key is not None)
 
 
@@ -231,7 +237,7 @@ junk = st.sampled_from(NASTY) | st.recursive(
     max_leaves=4,
 )
 place = st.integers(0, 1000)
-FIELDS = [*sorted(oracle.FIELDS), "hmac", "extra", ""]
+FIELDS = [*sorted(oracle.FIELDS), "source_vocabulary", "hmac", "extra", ""]
 
 
 @st.composite
@@ -250,6 +256,8 @@ def field_set(draw):
 
 PLAUSIBLE = [
     *[{"group": 2}, {"update": 11}, {"epoch": 3}, {"seed": 5}, {"seed": SEED}, {"time": 5}],
+    *[{"format": 1}, {"format": 2}, {"format": 3}, {"source_vocabulary": SOURCE}],
+    *[{"source_vocabulary": "0" * 64}, {"source_vocabulary": None}],
     *[{"run_id": "other"}, {"vocabulary": "0" * 64}, {"aliases": {}}, {"dtype": "float16"}],
     *[{"model": {"a": "\udfff"}}, {"model": {"\ud800": 1}}, {"model": {}}, {"model": {"": -1.5}}],
 ]
@@ -594,7 +602,8 @@ class Judge:
             else:
                 self.store.write(f"{stem}.{name}", content)
         key = KEY if case.keyed else None
-        reader = Reader(Exchange(self.store, RUN, key), SEED, VOCABULARY, LARGEST)
+        exchange = Exchange(self.store, RUN, key)
+        reader = Reader(exchange, SEED, VOCABULARY, LARGEST, source_vocabulary=SOURCE)
         truth, why = self._truth(case, key)
         size = sum(len(content) for content in (case.manifest, case.data) if content)
         traced = self.cases % 20 == 0
@@ -636,7 +645,9 @@ class Judge:
         if case.manifest is None or case.data is None:
             return None, "missing"
         try:
-            fields = oracle.manifest(case.manifest, GROUP, UPDATE, RUN, VOCABULARY, SEED, key)
+            fields = oracle.manifest(
+                case.manifest, GROUP, UPDATE, RUN, VOCABULARY, SEED, key, SOURCE
+            )
             return oracle.tensors(case.data, fields, LARGEST), ""
         except oracle.Unsound as error:
             return None, str(error)

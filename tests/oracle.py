@@ -96,13 +96,14 @@ def plain(value, levels):
         need(-(2**63) < value < 2**63, "integer")
 
 
-def manifest(data, group, update, run_id, vocabulary, seed, key):
+def manifest(data, group, update, run_id, vocabulary, seed, key, source_vocabulary):
     need(len(data) <= 1024 * 1024, "manifest size")
     fields = strict(data)
     need(isinstance(fields, dict), "no object")
-    need(fields.keys() - {"hmac"} == FIELDS, "fields")
-    need(fields["format"] == 1, "format")
-    whole(fields["format"], 1, 1)
+    need("format" in fields, "format")
+    whole(fields["format"], 1, 2)
+    may = {"hmac", "source_vocabulary"} if fields["format"] == 2 else {"hmac"}
+    need(fields.keys() - may == FIELDS, "fields")
     text(fields["run_id"], 200)
     whole(fields["group"], 0, 999_999)
     whole(fields["seed"], -(2**63), 2**64 - 1)
@@ -117,6 +118,8 @@ def manifest(data, group, update, run_id, vocabulary, seed, key):
         for name in pair:
             text(name, 1000)
     text(fields["vocabulary"], 64)
+    if "source_vocabulary" in fields:
+        text(fields["source_vocabulary"], 64)
     need(isinstance(fields["model"], dict), "model")
     plain(fields["model"], 6)
     need(type(fields["time"]) in (int, float) and 0 < fields["time"] < 2**40, "time")
@@ -130,6 +133,7 @@ def manifest(data, group, update, run_id, vocabulary, seed, key):
         content = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("ascii")
         need(fields["hmac"] == hmac.new(key, content, "sha256").hexdigest(), "signature")
     need(fields["vocabulary"] == vocabulary, "vocabulary")
+    need(fields.get("source_vocabulary", source_vocabulary) == source_vocabulary, "source")
     need(fields["seed"] != seed, "seed")
     return fields
 

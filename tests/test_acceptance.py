@@ -284,7 +284,7 @@ def test_a_peer_that_was_never_of_use_is_no_peer(join, tmp_path):  # noqa: F811
     assert not side.had_peer
 
 
-def test_in_lockstep_finite_numbers_count_and_nothing_else_stops(join):  # noqa: F811
+def test_in_lockstep_finite_numbers_count_and_nothing_else_stops(join, tmp_path):  # noqa: F811
     sides = [join(0), join(1)]
     diverged(sides[1], 1e6)
     both_at(sides, 0)
@@ -296,6 +296,11 @@ def test_in_lockstep_finite_numbers_count_and_nothing_else_stops(join):  # noqa:
     both_at(sides, 2)
     with pytest.raises(ExchangeError, match="peer 1 at update 2 cannot be used: its output is not"):
         sides[0].term(student, lambda peer: peer(x) * math.inf)
+    # It ends for good: who waits for it is told, and launch does not start it again.
+    sides[0].abandon()
+    assert read_alive(Store(str(tmp_path)), 0).failure.startswith("the snapshot of peer 1 at upd")
+    with pytest.raises(ExchangeError, match="peer 0 stops for good at update 2: the snapshot of p"):
+        sides[1].at_boundary(4, 1)
 
 
 def test_a_diverged_group_changes_no_digit_of_its_partners_training(tmp_path, corpus):

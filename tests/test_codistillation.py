@@ -48,7 +48,9 @@ def join(tmp_path):
         group,
         seed=None,
         vocabulary="v",
+        source_vocabulary=None,
         model=None,
+        described=None,
         build=None,
         teachers=(),
         directory=None,
@@ -70,7 +72,8 @@ def join(tmp_path):
         who = Group(
             seed=group if seed is None else seed,
             vocabulary=vocabulary,
-            model={"classes": 5},
+            source_vocabulary=source_vocabulary,
+            model=described or {"classes": 5},
             build=build or (lambda config, tensors: nn.Linear(3, config["classes"])),
             like=next(model.parameters()),
         )
@@ -540,6 +543,118 @@ def test_a_group_of_another_vocabulary_is_refused_by_those_alone_who_listen(join
     join(0, **settings)
     with pytest.raises(ConfigError, match="group 1 has another target vocabulary"):
         join(2, **settings)
+
+
+@pytest.mark.parametrize("theirs", ["other", "own", None])
+def test_lockstep_with_another_source_vocabulary_is_refused(join, theirs):
+    join(1, source_vocabulary=theirs)
+    if theirs == "other":
+        with pytest.raises(ConfigError, match="group 1 has another source vocabulary and cannot"):
+            join(0, source_vocabulary="own")
+    else:
+        join(0, source_vocabulary="own")
+
+
+def test_async_leaves_a_peer_with_another_source_vocabulary_out(join, tmp_path, caplog):
+    sides = [
+        join(i, source_vocabulary=f"words {i}", codistill_mode="async", codistill_interval=1)
+        for i in (0, 1)
+    ]
+    for update in (0, 1):
+        sides[1].at_boundary(update, 1)
+    said = "peer 1 is left out: group 1 was trained with another source vocabulary (words 1..."
+    deadline = time.monotonic() + 60
+    while said not in caplog.text:
+        sides[0].at_boundary(1, 1)
+        assert time.monotonic() < deadline, "nothing is said of it"
+        time.sleep(0.01)
+    assert sides[0].peers == []
+    manifest = json.loads((tmp_path / "group-1" / "0000000001.json").read_text())
+    assert manifest["source_vocabulary"] == "words 1"
+
+
+class Counting(nn.Linear):
+    """Has a buffer of numbers that no snapshot holds."""
+
+    def __init__(self):
+        super().__init__(3, 5)
+        self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"described": {"classes": 5, "note": "x" * 5000}}, "its manifest's field model is"),
+        ({"model": Counting()}, "its tensor 'phase' has dtype C64"),
+    ],
+    ids=["configuration", "tensor"],
+)
+@pytest.mark.parametrize("mode", ["async", "lockstep"])
+def test_a_model_that_could_never_be_published_does_not_train(join, mode, settings, reason):
+    with pytest.raises(ConfigError, match=f"no peer would take the snapshots of group 1: {reason}"):
+        join(1, codistill_mode=mode, **settings)
+
+
+def diverge(side):
+    with torch.no_grad():
+        side.model.weight[2, 1] = float("nan")
+
+
+def test_async_publishes_nothing_that_is_not_finite_and_counts_it(join, tmp_path, caplog):
+    side = join(1, codistill_mode="async", codistill_interval=1, codistill_keep=1)
+    publisher = side._membership._publisher
+    side.at_boundary(0, 1)
+    side.at_boundary(1, 1)
+    assert publisher.wait(timeout=60)
+    diverge(side)
+    for update in (2, 3):
+        side.at_boundary(update, 1)
+        assert publisher.wait(timeout=60)
+    assert published(tmp_path, 1) == [1]
+    assert side.take_changes()["skipped"] == 2
+    side.finish(4)
+    assert published(tmp_path, 1) == [1]
+    assert [line for line in caplog.messages if "no peer would take it" in line] == [
+        f"snapshot of update {update} skipped, {n} so far: no peer would take it (its tensor "
+        "'weight' holds numbers that are not finite in float32); the last sound one stays"
+        for n, update in enumerate((2, 3, 4), 1)
+    ]
+    assert "the exchange did not take the last snapshot, of update 4" in caplog.text
+    alive = json.loads((tmp_path / "group-1" / "alive.json").read_text())
+    assert (alive["running"], alive["finished"], alive["failure"]) == (False, False, None)
+
+
+@pytest.mark.parametrize("when", ["waiting", "training", "ending"])
+def test_lockstep_ends_for_good_with_what_cannot_be_published(join, tmp_path, when):
+    """While it waits for its peers, in the middle of an interval, and when training fails."""
+    sides = [join(0), join(1)]
+    both_at(sides, 0)
+    diverge(sides[1])
+    ill = sides[1]._membership
+    ill.at_boundary(2, 1)
+    assert ill._publisher.wait(timeout=60)
+    reason = (
+        "the snapshot of group 1 at update 2 cannot be published (its tensor 'weight' holds "
+        "numbers that are not finite in float32)"
+    )
+    if when != "ending":
+        with pytest.raises(ExchangeError) as raised:
+            # Group 0 has not published at 2 either, and waits for this group.
+            sides[1]._source.take(2) if when == "waiting" else sides[1].at_boundary(3, 1)
+        assert str(raised.value).startswith(f"{reason}; in lockstep the other groups wait for it")
+    sides[1].abandon()
+    alive = json.loads((tmp_path / "group-1" / "alive.json").read_text())
+    assert (alive["running"], alive["failure"]) == (False, reason)
+    begun = time.monotonic()
+    with pytest.raises(ExchangeError) as raised:
+        sides[0].at_boundary(2, 1)
+    assert time.monotonic() - begun < 30
+    reached = 3 if when == "training" else 2
+    assert str(raised.value) == f"peer 1 stops for good at update {reached}: {reason}"
+    # Whoever listens to group 0 is told in its turn.
+    sides[0].abandon()
+    alive = json.loads((tmp_path / "group-0" / "alive.json").read_text())
+    assert alive["failure"] == str(raised.value)
 
 
 class Constant(nn.Module):

@@ -15,6 +15,12 @@ TWO = {"codistill_num_groups": 2, "codistill_dir": "exchange"}
         (TWO | {"codistill_group": 2}, "--codistill-group 2 is not one of 0 to 1"),
         ({"codistill_group": -1}, "--codistill-group -1 is not one of 0 to 0"),
         ({"codistill_run_id": ""}, "--codistill-run-id is empty"),
+        (
+            {"codistill_run_id": "r" * 201},
+            f"--codistill-run-id {'r' * 37}... has 201 characters, or some that UTF-8 cannot hold; "
+            "give all groups of the run one name of at most 200",
+        ),
+        ({"codistill_run_id": "run\ud800"}, "--codistill-run-id run\\ud800 has 4 characters"),
         ({"codistill_interval": 0}, "--codistill-interval 0 is too small; give 1"),
         ({"codistill_mode": "sync"}, "--codistill-mode sync is unknown; choose async or lockstep"),
         ({"codistill_timeout": 0.0}, "--codistill-timeout 0.0 is out of range"),
@@ -50,7 +56,10 @@ def test_one_sentence(settings, says):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [{}, TWO, TWO | {"codistill_mode": "lockstep"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, TWO, TWO | {"codistill_mode": "lockstep"}, {"codistill_run_id": "ä" * 200}],
+)
 def test_what_fits_passes(settings):
     CodistillationConfig(**settings).check()
 

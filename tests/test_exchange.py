@@ -206,7 +206,7 @@ def test_what_the_heartbeat_is_writing_is_not_swept(exchange, tmp_path):
 def test_what_was_rejected_is_not_read_again(exchange, reader, tmp_path, monkeypatch):
     exchange.publish(draft(10))
     exchange.publish(draft(20))
-    truncate(*paths(tmp_path, 20))
+    not_finite(*paths(tmp_path, 20))
     read = []
     manifest = exchange.manifest
     monkeypatch.setattr(exchange, "manifest", lambda *of: read.append(of) or manifest(*of))
@@ -327,7 +327,7 @@ def field_of_another_kind(tensor_file, manifest_file):
 
 
 def later_format(tensor_file, manifest_file):
-    rewrite(manifest_file, format=2)
+    rewrite(manifest_file, format=3)
 
 
 def misplaced(tensor_file, manifest_file):
@@ -352,7 +352,7 @@ def huge_manifest(tensor_file, manifest_file):
         (not_an_object, "not a JSON object"),
         (field_missing, "the fields sha256"),
         (field_of_another_kind, "field bytes is 'many'"),
-        (later_format, "has format 2"),
+        (later_format, "has format 3"),
         (misplaced, "is that of group 1, update 11"),
         (huge_manifest, "is larger than"),
     ],

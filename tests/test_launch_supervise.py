@@ -1,6 +1,7 @@
 """Supervision of real processes, with real signals."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -100,6 +101,48 @@ def test_a_group_that_has_finished_its_command_is_not_started_again(tmp_path):
         assert run(tmp_path, "echo here", last_command)[:2] == (0, [State.FINISHED] * 2)
     logs = [(tmp_path / f"group-{i}/log.txt").read_text().splitlines() for i in (0, 1)]
     assert [logs[0].count("here"), logs[1].count("there"), logs[1].count("more")] == [1, 1, 1]
+
+
+def test_a_group_is_told_how_often_it_will_be_started_again(tmp_path):
+    """In lockstep its peers wait for it accordingly."""
+    left = 'echo "left: $CODISTILL_RESTARTS_LEFT"'
+    assert run(tmp_path, [f"{TRAINED}{left}; exit 1", left])[1] == [State.GAVE_UP]
+    for name in ("log.txt", "log-worker-1.txt"):
+        log = (tmp_path / "group-0" / name).read_text()
+        assert re.findall("^left: (.*)", log, re.M) == ["2", "1", "0"]
+
+
+# What a group says when it ends for good: in its heartbeat, and in its log.
+HEARTBEAT = {
+    **{"run_id": "run", "nonce": "nonce-0", "update": 7, "time": 1.0, "finished": False},
+    "failure": "the snapshot of group 0 at update 5 cannot be published",
+}
+LOGGED = f"echo '2026-01-01 | ERROR | x | this group ends for good: {HEARTBEAT['failure']}'; "
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_group_that_ends_for_good_is_not_started_again(tmp_path, who):
+    (tmp_path / "group-0").mkdir()
+    (tmp_path / "group-0" / "alive.json").write_text(json.dumps(HEARTBEAT))
+    # Whichever of its workers says so, and whichever of them is the first to fail.
+    commands = [TRAINED + "sleep 60", "sleep 0.3; exit 1"]
+    commands[who] = LOGGED + commands[who]
+    status, states, said = run(tmp_path, commands)
+    assert (status, states) == (1, [State.GAVE_UP])
+    assert "group 0 ended with status 1, for good: gave up" in said
+    assert "restart" not in said
+
+
+@pytest.mark.parametrize("missing", ["heartbeat", "log", "reason"])
+def test_one_of_two_testimonies_of_the_end_is_not_enough(tmp_path, missing):
+    """Anybody who can write to the exchange can write the heartbeat."""
+    (tmp_path / "group-0").mkdir()
+    failure = {} if missing == "heartbeat" else {"failure": HEARTBEAT["failure"]}
+    failure |= {"failure": ""} if missing == "reason" else {}
+    heartbeat = json.dumps(HEARTBEAT | {"failure": None} | failure)
+    (tmp_path / "group-0" / "alive.json").write_text(heartbeat)
+    command = TRAINED + ("" if missing == "log" else LOGGED) + "test $RESTARTS -eq 1"
+    assert run(tmp_path, command)[:2] == (0, [State.FINISHED])
 
 
 def test_restarts_a_group_and_not_the_others(tmp_path):

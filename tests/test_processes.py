@@ -1,5 +1,6 @@
 """Real groups and what can be wrong between them."""
 
+import hashlib
 import json
 import os
 import signal
@@ -126,6 +127,15 @@ def test_tensorboard_has_the_values_of_the_log(corpus, tmp_path, finished_peer):
         assert len(there) > 10
     valid = EventAccumulator(str(tmp_path / "T/valid")).Reload()
     assert not [tag for tag in valid.Tags()["scalars"] if "codistill" in tag]
+
+
+def test_a_manifest_tells_both_vocabularies(corpus, finished_peer):
+    said = json.loads((finished_peer / "group-1" / "0000000015.json").read_text())
+    for field, language in (("source_vocabulary", "de"), ("vocabulary", "en")):
+        lines = (corpus / f"dict.{language}.txt").read_text().splitlines()
+        # As fairseq begins each of its dictionaries.
+        symbols = ["<s>", "<pad>", "</s>", "<unk>", *(line.rsplit(" ", 1)[0] for line in lines)]
+        assert said[field] == hashlib.sha256("\n".join(symbols).encode()).hexdigest()
 
 
 def test_files_of_another_run_are_never_used(corpus, tmp_path, finished_peer):

@@ -16,12 +16,13 @@ from test_exchange import VOCABULARY, draft, paths, replace, rewrite, state
 
 from fairseq_codistill.exchange import (
     Exchange,
+    ExchangeError,
     Reader,
     SnapshotMissing,
     SnapshotRejected,
     Store,
     key_from,
-    warn_of_short,
+    say_what_it_does,
 )
 
 KEY = b"a secret that nobody can guess"
@@ -48,19 +49,34 @@ def sign(manifest_file, key=KEY):
 
 def test_the_key_is_that_of_the_environment():
     assert key_from({}) is None
-    assert key_from({"CODISTILL_KEY": ""}) is None
     assert key_from({"CODISTILL_KEY": KEY.decode()}) == KEY
     assert key_from({"CODISTILL_KEY": "ä" * 16}) == ("ä" * 16).encode()
 
 
+@pytest.mark.parametrize("key", ["", " ", "\n\t"])
+def test_an_empty_key_is_refused_and_does_not_mean_unsigned(key):
+    with pytest.raises(ExchangeError, match="CODISTILL_KEY is set, and is empty; give all groups"):
+        key_from({"CODISTILL_KEY": key})
+
+
+def test_the_log_says_whether_manifests_are_signed(caplog):
+    caplog.set_level("INFO")
+    say_what_it_does(None)
+    say_what_it_does(KEY)
+    assert caplog.messages == [
+        "manifests are not signed: there is no CODISTILL_KEY",
+        "manifests are signed with CODISTILL_KEY, and those that are not are refused",
+    ]
+
+
 @pytest.mark.parametrize("key", ["qz", "fifteen letters"])
 def test_a_short_key_signs_with_a_warning_and_is_not_shown(key, caplog):
-    warn_of_short(key_from({}))
-    warn_of_short(KEY)
+    say_what_it_does(key_from({}))
+    say_what_it_does(KEY)
     assert not caplog.records
     found = key_from({"CODISTILL_KEY": key})
     assert found == key.encode()
-    warn_of_short(found)
+    say_what_it_does(found)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "the key in CODISTILL_KEY is shorter than 16 characters" in record.getMessage()
@@ -255,6 +271,15 @@ def test_the_commands_that_launch_prints_are_without_the_key(corpus, tmp_path):
     assert KEY not in output
 
 
+def test_groups_with_an_empty_key_do_not_train_unsigned(corpus, tmp_path):
+    out = tmp_path / "out"
+    output, _ = launch(corpus, out, key=b"").communicate(timeout=120)
+    says = b"codistill: error: CODISTILL_KEY is set, and is empty; give all groups one long random"
+    assert says in output
+    assert b"its settings are wrong" in output
+    assert not list((out / "exchange").glob("group-*/0*"))
+
+
 def test_groups_train_with_a_short_key_too(corpus, tmp_path):
     out = tmp_path / "out"
     process = launch(corpus, out, "--max-restarts", "0", key=b"too short")
@@ -262,6 +287,7 @@ def test_groups_train_with_a_short_key_too(corpus, tmp_path):
     log = (out / "group-0/log.txt").read_text()
     assert process.returncode == 0, output
     assert log.count("the key in CODISTILL_KEY is shorter than 16 characters") == 1
+    assert log.count("manifests are signed with CODISTILL_KEY") == 1
     assert "too short" not in log + output.decode()
     manifest = next((out / "exchange/group-1").glob("0*.json"))
     signed = json.loads(manifest.read_text())

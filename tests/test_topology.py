@@ -28,6 +28,21 @@ def test_a_file_says_so(tmp_path):
     assert [listens_to(str(path), 3, group) for group in range(3)] == [[], [0], [0, 1]]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path, newline):
+    """Notepad and PowerShell write one."""
+    path = tmp_path / "who"
+    path.write_bytes(b"\xef\xbb\xbf" + newline.join(["0: 1", "1:", ""]).encode())
+    assert [listens_to(str(path), 2, group) for group in range(2)] == [[1], []]
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "who"
+    path.write_bytes("0: 1\n1:\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"no file to read \(it is no text\)"):
+        listens_to(str(path), 2, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -30,7 +30,7 @@ from fairseq_codistill.codistillation.peer import Peer, cuda_devices
 from fairseq_codistill.codistillation.sources import Source
 from fairseq_codistill.codistillation.teacher import Teacher
 from fairseq_codistill.codistillation.workers import Workers
-from fairseq_codistill.exchange import Reader, SnapshotRejected
+from fairseq_codistill.exchange import ExchangeError, Reader, SnapshotRejected
 from fairseq_codistill.objective import Output, weight
 from fairseq_codistill.records import get_logger
 
@@ -268,7 +268,13 @@ class Codistillation:
                         counted += 1
                         yield peer, output
 
-            total = self._compare(student, outputs())
+            try:
+                total = self._compare(student, outputs())
+            except ExchangeError as error:
+                # Computed again it is the same: neither peers nor launch wait for this group.
+                if self._membership is not None:
+                    self._membership.note_failure(str(error))
+                raise
             return None if total is None else total / counted
 
     def take_stall(self) -> float:

@@ -13,7 +13,7 @@ from typing import Any, List, Optional
 
 from fairseq_codistill.codistillation.peer import PEER_DTYPES
 from fairseq_codistill.codistillation.topology import listens_to
-from fairseq_codistill.exchange import WIRE_DTYPES
+from fairseq_codistill.exchange import LONGEST_RUN_ID, WIRE_DTYPES
 from fairseq_codistill.objective import (
     DIVERGENCES,
     SCHEDULES,
@@ -21,6 +21,7 @@ from fairseq_codistill.objective import (
     Divergence,
     make_divergence,
 )
+from fairseq_codistill.records import is_text, printable
 
 MODES = ("async", "lockstep")
 HEADS = ("auto", "factored", "chunked", "naive")
@@ -224,6 +225,12 @@ class CodistillationConfig:
         if not self.codistill_run_id:
             raise ConfigError(
                 "--codistill-run-id is empty; give all groups of the run one name, or leave it out"
+            )
+        if not is_text(self.codistill_run_id, 1, LONGEST_RUN_ID):
+            raise ConfigError(
+                f"--codistill-run-id {printable(self.codistill_run_id, 40)} has "
+                f"{len(self.codistill_run_id)} characters, or some that UTF-8 cannot hold; give "
+                f"all groups of the run one name of at most {LONGEST_RUN_ID}"
             )
 
     def _check_alpha(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.membership import Group, Membership
 from fairseq_codistill.codistillation.peer import Peer
+from fairseq_codistill.codistillation.prospects import Led
 from fairseq_codistill.codistillation.sources import AsyncSource, LockstepSource, Source
 from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import (
@@ -29,7 +30,7 @@ from fairseq_codistill.exchange import (
     Store,
     key_from,
     read_alive,
-    warn_of_short,
+    say_what_it_does,
 )
 from fairseq_codistill.records import Memory, get_logger
 from fairseq_codistill.records.address import check_address
@@ -95,7 +96,7 @@ def meet(
         membership = None
         needed = config.codistill_mode == "lockstep"
         if workers.leader:
-            warn_of_short(key)
+            say_what_it_does(key)
             memory = Memory(directory, run_id, config.codistill_group, str(config.codistill_dir))
             needed = needed or not memory.met
             membership = Membership(config, group, state, exchange, memory)
@@ -108,8 +109,9 @@ def meet(
         prepare=lambda snapshot: peers[snapshot.manifest.group].prepare(snapshot),
         # In lockstep all workers read the same; else what the others get, the leader has.
         quiet=config.codistill_mode == "lockstep" and not workers.leader,
+        source_vocabulary=group.source_vocabulary,
     )
-    return Place(membership, reader, _source(config, reader, workers, list(peers)))
+    return Place(membership, reader, _source(config, reader, workers, list(peers), membership))
 
 
 def warn_of_long_interval(config: CodistillationConfig, updates: int | None) -> None:
@@ -129,11 +131,16 @@ def warn_of_long_interval(config: CodistillationConfig, updates: int | None) -> 
 
 
 def _source(
-    config: CodistillationConfig, reader: Reader, workers: Workers, peers: Sequence[int]
+    config: CodistillationConfig,
+    reader: Reader,
+    workers: Workers,
+    peers: Sequence[int],
+    membership: Membership | None,
 ) -> Source:
     if config.codistill_mode == "lockstep":
         interval, timeout = config.codistill_interval, config.codistill_timeout
-        return LockstepSource(reader, workers, peers, interval, timeout)
+        own = membership or Led(reader.exchange, config.codistill_group)
+        return LockstepSource(reader, workers, peers, interval, timeout, own)
     return AsyncSource(reader, workers, peers)
 
 

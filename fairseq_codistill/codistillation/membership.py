@@ -26,9 +26,12 @@ from fairseq_codistill.exchange import (
     ExchangeError,
     Presence,
     Publisher,
+    Unpublishable,
+    first_names,
     read_alive,
 )
 from fairseq_codistill.records import Memory, get_logger
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 logger = get_logger(__name__)
 
@@ -49,6 +52,7 @@ class Group:
         model: configuration from which ``build`` makes this group's model; plain JSON.
         build: makes a model from such a configuration, this group's or a peer's.
         like: a parameter of the student; peers are on its device.
+        source_vocabulary: digest of the source vocabulary; None if there is none.
     """
 
     seed: int
@@ -56,6 +60,7 @@ class Group:
     model: dict[str, Any]
     build: BuildModel
     like: Tensor
+    source_vocabulary: str | None = None
 
 
 class Membership:
@@ -69,7 +74,8 @@ class Membership:
         memory: what this group remembers over its restarts.
 
     Raises:
-        ConfigError: if two groups have one seed, or (lockstep) different vocabularies.
+        ConfigError: if two groups have one seed, or (lockstep) different vocabularies, or this
+            group's snapshots could never be published.
         ExchangeError: if another process has this group's index.
         OSError: if the exchange cannot be written.
     """
@@ -92,6 +98,7 @@ class Membership:
         self._peers: Mapping[int, int] = {}
         self._published: int | None = None
         self._started = False
+        self._rehearse()
         self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
         self.memory = memory
         self.nonce = os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex
@@ -125,7 +132,7 @@ class Membership:
         """
         self._update, self._epoch = update, epoch
         if self._lockstep:
-            self._check_published()
+            self.check_published()
         due = update % self._config.codistill_interval == 0
         if not self._started:
             self._started = True
@@ -193,7 +200,61 @@ class Membership:
         """End without having reached the end: publish nothing, say that the process is gone."""
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._publisher.close()
+        # What is not finite may have ended training before the next snapshot was due.
+        refused = self._refused() if self._lockstep else None
+        if refused is not None:
+            self.note_failure(refused)
         self.say_goodbye()
+
+    def check_published(self) -> None:
+        """Make sure, in lockstep, that the newest snapshot is published or still may be.
+
+        Raises:
+            ExchangeError: if it will not be.
+        """
+        if not self._publisher.given_up:
+            return
+        refused = self._refused()
+        if refused is not None:
+            self.note_failure(refused)
+            raise ExchangeError(
+                f"{refused}; in lockstep the other groups wait for it, and stop too: see whether "
+                "training has diverged"
+            )
+        raise ExchangeError(
+            f"the snapshot of update {self._published} could not be published to "
+            f"--codistill-dir {self._exchange.store.uri} ({self._publisher.failure}), and "
+            "peers in lockstep wait for it; see to the exchange and start again"
+        )
+
+    def note_failure(self, failure: str) -> None:
+        """Note why this group ends for good: its other workers, its peers and launch are told."""
+        if self._presence.failure is None:
+            # Launch believes the heartbeat, which anybody can write, if the log says the same.
+            logger.error(ENDS_FOR_GOOD + "%s", self._presence.note_failure(failure))
+
+    def _refused(self) -> str | None:
+        """Give why no peer would take the newest snapshot; None if it is not so."""
+        if not isinstance(self._publisher.failure, Unpublishable):
+            return None
+        return (
+            f"the snapshot of group {self._config.codistill_group} at update {self._published} "
+            f"cannot be published ({self._publisher.failure})"
+        )
+
+    def _rehearse(self) -> None:
+        """Refuse to train, perhaps for days, what could never be published."""
+        state = self._state()
+        firsts = first_names(state)
+        aliases = {name: first for name, first in firsts.items() if name != first}
+        tensors = {name: state[name] for name in firsts if name not in aliases}
+        try:
+            self._exchange.rehearse(self._draft(tensors, aliases))
+        except Unpublishable as refusal:
+            raise ConfigError(
+                f"no peer would take the snapshots of group {self._config.codistill_group}: "
+                f"{refusal}"
+            ) from refusal
 
     def _presence_of(self, restarts: int) -> Presence:
         alive = Alive(
@@ -201,7 +262,9 @@ class Membership:
             nonce=self.nonce,
             seed=self._group.seed,
             vocabulary=self._group.vocabulary,
+            source_vocabulary=self._group.source_vocabulary,
             restarts=restarts,
+            returns=_is_started_again(os.environ),
         )
         index = self._config.codistill_group
         return Presence(self._exchange.store, index, alive, self._progress)
@@ -226,12 +289,16 @@ class Membership:
                 "its own, 1000003 apart"
             )
         listened = self._lockstep and other in self._config.listens_to()
-        if listened and alive.vocabulary not in (None, self._group.vocabulary):
-            raise ConfigError(
-                f"--codistill-mode lockstep: group {other} has another target vocabulary "
-                "and cannot be left out; prepare the data of all groups with one dictionary, or "
-                "the same classes"
-            )
+        for side, theirs, own in (
+            ("target", alive.vocabulary, self._group.vocabulary),
+            ("source", alive.source_vocabulary, self._group.source_vocabulary),
+        ):
+            if listened and None not in (theirs, own) and theirs != own:
+                raise ConfigError(
+                    f"--codistill-mode lockstep: group {other} has another {side} vocabulary and "
+                    "cannot be left out; prepare the data of all groups with one dictionary, or "
+                    "the same classes"
+                )
 
     def _warn_of_a_former_life(self) -> None:
         """Say so if this run has snapshots already and this process begins from the beginning."""
@@ -262,15 +329,7 @@ class Membership:
                 f"published within that many seconds; see to {self._exchange.store.uri}, or "
                 "allow more"
             )
-        self._check_published()
-
-    def _check_published(self) -> None:
-        if self._publisher.given_up:
-            raise ExchangeError(
-                f"the snapshot of update {self._published} could not be published to "
-                f"--codistill-dir {self._exchange.store.uri} ({self._publisher.failure}), and "
-                "peers in lockstep wait for it; see to the exchange and start again"
-            )
+        self.check_published()
 
     def _publish_start(self) -> None:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
@@ -287,16 +346,29 @@ class Membership:
     def _submit(self) -> None:
         """Copy the weights out, and leave the rest to the publisher, which has room."""
         tensors, aliases, ready = self._copy_out(self._state())
-        draft = Draft(
+        self._publisher.submit(self._draft(tensors, aliases), ready)
+        self._published = self._update
+
+    def _draft(self, tensors: Mapping[str, Tensor], aliases: dict[str, str]) -> Draft:
+        return Draft(
             group=self._config.codistill_group,
             seed=self._group.seed,
             update=self._update,
             epoch=self._epoch,
             dtype=self._config.codistill_snapshot_dtype,
             vocabulary=self._group.vocabulary,
+            source_vocabulary=self._group.source_vocabulary,
             model=self._group.model,
             tensors=tensors,
             aliases=aliases,
         )
-        self._publisher.submit(draft, ready)
-        self._published = self._update
+
+
+def _is_started_again(environ: Mapping[str, str]) -> bool:
+    """Whether whoever started this process will start it again, should it fail.
+
+    ``codistill launch`` says how often it will yet; others who name a process over its restarts,
+    such as the batch file for Slurm, are taken to.
+    """
+    left = environ.get("CODISTILL_RESTARTS_LEFT")
+    return left != "0" if left else bool(environ.get("CODISTILL_NONCE"))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from fairseq_codistill.codistillation.prospects import NeverComes, Prospects
 from fairseq_codistill.codistillation.workers import Workers
 from fairseq_codistill.exchange import (
     ExchangeError,
@@ -18,7 +19,6 @@ from fairseq_codistill.exchange import (
     Snapshot,
     SnapshotMissing,
     SnapshotRejected,
-    read_alive,
     within,
 )
 
@@ -42,6 +42,18 @@ class Source(Protocol):
         ...
 
 
+class Own(Protocol):
+    """This group's own side of a lockstep run, as one of its workers knows of it."""
+
+    def check_published(self) -> None:
+        """Raise an ``ExchangeError`` if a snapshot of this group will not be published."""
+        ...
+
+    def note_failure(self, failure: str) -> None:
+        """Be told why this group ends for good."""
+        ...
+
+
 class LockstepSource:
     """At every multiple of T exactly the peers' snapshots of that update, waited for.
 
@@ -51,20 +63,27 @@ class LockstepSource:
         peers: the groups listened to.
         interval: T, in updates.
         timeout: seconds to wait for one boundary's snapshots.
+        own: this group's side; without it, snapshots of its own that cannot be published, and for
+            which its peers wait, are not noticed while it waits for theirs.
     """
 
     def __init__(
-        self, reader: Reader, workers: Workers, peers: Sequence[int], interval: int, timeout: float
+        self,
+        reader: Reader,
+        workers: Workers,
+        peers: Sequence[int],
+        interval: int,
+        timeout: float,
+        own: Own | None = None,
     ) -> None:
         self._reader = reader
         self._workers = workers
         self._peers = peers
         self._interval = interval
         self._timeout = timeout
+        self._own = own
         self._in_use: int | None = None
-        # What peers last said in a former life of this run, before they too were started again.
-        store = reader.exchange.store
-        self._former = {peer: read_alive(store, peer) for peer in peers}
+        self._prospects = Prospects(reader.exchange, peers, interval)
 
     def take(self, update: int) -> list[Snapshot]:
         """Wait for the snapshots of the last multiple of T, unless they are in use already.
@@ -83,6 +102,8 @@ class LockstepSource:
                 snapshots.append(self._wait(peer, due, deadline))
         except ExchangeError as error:
             failure = error
+            if self._own is not None and isinstance(error, (NeverComes, PeerUnusable)):
+                self._own.note_failure(str(error))
         # A worker that failed takes the others with it, before they train on without it.
         (all_have,) = self._workers.least([0 if failure else 1])
         if failure:
@@ -94,10 +115,13 @@ class LockstepSource:
 
     def refuse(self, snapshot: Snapshot, rejection: SnapshotRejected) -> None:
         """Stop: in lockstep there is nothing else to use."""
-        raise ExchangeError(
+        failure = (
             f"the snapshot of peer {snapshot.manifest.group} at update "
             f"{snapshot.manifest.update} cannot be used: {rejection}"
-        ) from rejection
+        )
+        if self._own is not None:
+            self._own.note_failure(failure)
+        raise ExchangeError(failure) from rejection
 
     def stop(self) -> None:
         """Nothing runs in the background."""
@@ -129,36 +153,19 @@ class LockstepSource:
             pause = min(2 * pause, 0.5)
 
     def _look(self, peer: int, update: int) -> Snapshot:
+        if self._own is not None:
+            # Peers do not come either if they wait for this group's snapshot in vain.
+            self._own.check_published()
         try:
             return self._reader.read(peer, update)
-        except SnapshotMissing:
-            self._check_may_come(peer, update)
+        except PeerUnusable:
             raise
-
-    def _check_may_come(self, peer: int, update: int) -> None:
-        """Stop if a snapshot that is not there never will be, by what its group says of itself."""
-        alive = read_alive(self._reader.exchange.store, peer)
-        if (
-            alive is None
-            or alive == self._former[peer]
-            or alive.run_id != self._reader.exchange.run_id
-        ):
-            return
-        if alive.finished and alive.update < update:
-            raise ExchangeError(
-                f"peer {peer} finished at update {alive.update}, so its snapshot of update "
-                f"{update} will not come; in lockstep give all groups the same number of updates"
-            )
-        # By then it was published: a group makes sure of that when the next one is due.
-        if alive.update > update + self._interval:
-            try:
-                self._reader.exchange.manifest(peer, update)
-            except SnapshotMissing as missing:
-                raise ExchangeError(
-                    f"peer {peer} is at update {alive.update} and keeps its snapshot of update "
-                    f"{update} no more; in lockstep leave --codistill-keep out, and resume all "
-                    "groups from checkpoints of one update"
-                ) from missing
+        except SnapshotMissing:
+            self._prospects.check(peer, update)
+            raise
+        except SnapshotRejected as rejection:
+            self._prospects.check(peer, update, rejection)
+            raise
 
 
 class AsyncSource:
@@ -211,7 +218,8 @@ class AsyncSource:
 
     def refuse(self, snapshot: Snapshot, rejection: SnapshotRejected) -> None:
         """Log it; training goes on with what it had."""
-        self._reader.reject(snapshot.manifest.group, snapshot.manifest.update, rejection)
+        manifest = snapshot.manifest
+        self._reader.reject(manifest.group, manifest.update, rejection, manifest)
 
     def stop(self) -> None:
         """Stop looking."""

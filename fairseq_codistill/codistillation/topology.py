@@ -36,7 +36,7 @@ def listens_to(topology: str, groups: int, group: int) -> list[int]:
 
 def _read(path: str, groups: int) -> dict[int, list[int]]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         names = ", ".join(TOPOLOGIES)

@@ -19,6 +19,14 @@ class SnapshotRejected(ExchangeError):
         super().__init__(_one_line(reason))
 
 
+class SnapshotIncomplete(SnapshotRejected):
+    """A snapshot may have been seen too early, as network file systems show it; look again."""
+
+
+class Unpublishable(SnapshotRejected):
+    """No reader would take this group's snapshot, and trying again would not change that."""
+
+
 class PeerUnusable(SnapshotRejected):
     """No snapshot of this peer can ever be used by this group, sound or not."""
 

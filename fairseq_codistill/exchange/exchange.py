@@ -7,20 +7,29 @@ group-0/alive.json               see ``presence``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from fairseq_codistill.exchange import signing
-from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
+from fairseq_codistill.exchange.errors import (
+    ExchangeError,
+    SnapshotIncomplete,
+    SnapshotMissing,
+    SnapshotRejected,
+    Unpublishable,
+)
+from fairseq_codistill.exchange.known import Foreign
+from fairseq_codistill.exchange.local import Mark
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES, Manifest, check_size
 from fairseq_codistill.exchange.store import Store
-from fairseq_codistill.exchange.tensors import decode, encode, shapes_digest
+from fairseq_codistill.exchange.tensors import decode, emptied, encode, shapes_digest
 from fairseq_codistill.records import get_logger
 
 logger = get_logger(__name__)
@@ -51,6 +60,7 @@ class Draft:
     model: dict[str, Any]
     tensors: Mapping[str, Tensor]
     aliases: dict[str, str]
+    source_vocabulary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,22 @@ class Exchange:
         self.store = store
         self.run_id = run_id
         self._key = key
+        self._foreign = Foreign()
+        # Of each group, the marks of its manifests when they were last listed.
+        self._marks: dict[int, dict[int, Mark | None]] = {}
+
+    def rehearse(self, draft: Draft) -> None:
+        """Make sure of what can be known of a draft before its numbers are; write nothing.
+
+        Args:
+            draft: its tensors need neither be on the CPU nor in the dtype that they travel in.
+
+        Raises:
+            Unpublishable: if no reader would take it.
+        """
+        with _refusing_to_publish():
+            encode(emptied(draft.tensors, draft.dtype), draft.dtype, draft.aliases)
+            self._described(draft, size=1, sha256="0" * 64)
 
     def publish(self, draft: Draft) -> Manifest | None:
         """Make a snapshot exist, unless it does already: snapshots are immutable.
@@ -87,29 +113,15 @@ class Exchange:
         Returns:
             The snapshot's manifest, or None if the run published other weights for the same
             update before; those stay.
+
+        Raises:
+            Unpublishable: if no reader would take it; nothing is written.
+            OSError: if the store fails.
         """
-        data = encode(draft.tensors, draft.dtype)
-        manifest = Manifest(
-            run_id=self.run_id,
-            group=draft.group,
-            seed=draft.seed,
-            update=draft.update,
-            epoch=draft.epoch,
-            dtype=draft.dtype,
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            shapes=shapes_digest(_with_aliases(draft)),
-            aliases=draft.aliases,
-            vocabulary=draft.vocabulary,
-            model=draft.model,
-            time=time.time(),
-        )
-        # As peers will read it: what they would refuse is refused here.
-        manifest = Manifest.from_json(manifest.to_json())
-        if self._key is not None:
-            manifest = signing.sign(manifest, self._key)
-        content = manifest.to_json()
-        check_size(len(content))
+        with _refusing_to_publish():
+            data = encode(draft.tensors, draft.dtype, draft.aliases)
+            digest = hashlib.sha256(data).hexdigest()
+            manifest, content = self._described(draft, len(data), digest)
         there = self._own_manifest(draft.group, draft.update)
         if there is not None and self._is_whole(there):
             return there if there.sha256 == manifest.sha256 else None
@@ -123,8 +135,12 @@ class Exchange:
 
     def updates(self, group: int) -> list[int]:
         """Updates of a group that have a manifest, of whatever run, the newest first."""
-        matches = map(_MANIFEST_NAME.fullmatch, self.store.names(group_folder(group)))
-        return sorted((int(match[1]) for match in matches if match), reverse=True)
+        return list(self._listed(group))
+
+    def candidates(self, group: int) -> list[int]:
+        """Those of ``updates`` that are not known to be another run's."""
+        listed = self._listed(group)
+        return [u for u, mark in listed.items() if not self._foreign.holds(group, u, mark)]
 
     def manifest(self, group: int, update: int) -> Manifest:
         """Read and check one manifest.
@@ -135,12 +151,16 @@ class Exchange:
                 with this group's key.
         """
         name = f"{group_folder(group)}/{update:010d}.json"
+        # Before it is read: should it be replaced meanwhile, this is the mark of what is no more.
+        listed = self._marks.get(group, {})
         try:
             check_size(self.store.size(name))
             manifest = Manifest.from_json(self.store.read(name, MAX_MANIFEST_BYTES))
         except FileNotFoundError as error:
             raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
         if manifest.run_id != self.run_id:
+            if update in listed:
+                self._foreign.note(group, update, listed[update])
             raise SnapshotMissing(f"{name} is of the run {manifest.run_id!r}")
         if (manifest.group, manifest.update) != (group, update):
             raise SnapshotRejected(
@@ -155,13 +175,14 @@ class Exchange:
 
         Raises:
             SnapshotMissing: if they have gone since (retention).
-            SnapshotRejected: if size, digest, format, names or shapes are not the manifest's.
+            SnapshotIncomplete: if size or digest are not the manifest's.
+            SnapshotRejected: if format, names or shapes are not.
         """
         name = f"{group_folder(manifest.group)}/{manifest.update:010d}.safetensors"
         try:
             size = self.store.size(name)
             if size != manifest.bytes:
-                raise SnapshotRejected(
+                raise SnapshotIncomplete(
                     f"its tensor file has {size} bytes where its manifest says {manifest.bytes}"
                 )
             data = self.store.read(name, manifest.bytes)
@@ -169,7 +190,7 @@ class Exchange:
             raise SnapshotMissing(f"{name} is not in {self.store.uri}") from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != manifest.sha256:
-            raise SnapshotRejected(
+            raise SnapshotIncomplete(
                 f"its tensor file has SHA-256 {digest[:12]}... where its manifest says "
                 f"{manifest.sha256[:12]}..."
             )
@@ -180,7 +201,7 @@ class Exchange:
 
     def newest_update(self, group: int) -> int | None:
         """The newest update of a group that this run has a manifest of."""
-        own = (u for u in self.updates(group) if self._own_manifest(group, u) is not None)
+        own = (u for u in self.candidates(group) if self._own_manifest(group, u) is not None)
         return next(own, None)
 
     def prune(self, group: int, keep: int) -> None:
@@ -191,7 +212,7 @@ class Exchange:
         if keep == 0:
             return
         kept = 0
-        for update in self.updates(group):
+        for update in self.candidates(group):
             try:
                 self.manifest(group, update)
                 kept += 1
@@ -225,6 +246,40 @@ class Exchange:
                     # What lies in the way of nothing, a folder of such a name say, may stay.
                     logger.warning("%s/%s cannot be removed: %s", folder, name, error)
 
+    def _listed(self, group: int) -> dict[int, Mark | None]:
+        """Give the updates that have a manifest, the newest first, with their marks."""
+        listing = self.store.listing(group_folder(group))
+        found = ((_MANIFEST_NAME.fullmatch(name), mark) for name, mark in listing.items())
+        marks = {int(match[1]): mark for match, mark in found if match}
+        self._marks[group] = marks
+        return dict(sorted(marks.items(), reverse=True, key=lambda item: item[0]))
+
+    def _described(self, draft: Draft, size: int, sha256: str) -> tuple[Manifest, bytes]:
+        """Give a draft's manifest, signed if there is a key, and its file's content."""
+        manifest = Manifest(
+            run_id=self.run_id,
+            group=draft.group,
+            seed=draft.seed,
+            update=draft.update,
+            epoch=draft.epoch,
+            dtype=draft.dtype,
+            bytes=size,
+            sha256=sha256,
+            shapes=shapes_digest(_with_aliases(draft)),
+            aliases=draft.aliases,
+            vocabulary=draft.vocabulary,
+            source_vocabulary=draft.source_vocabulary,
+            model=draft.model,
+            time=time.time(),
+        )
+        # As peers will read it: what they would refuse is refused here.
+        manifest = Manifest.from_json(manifest.to_json())
+        if self._key is not None:
+            manifest = signing.sign(manifest, self._key)
+        content = manifest.to_json()
+        check_size(len(content))
+        return manifest, content
+
     def _is_whole(self, manifest: Manifest) -> bool:
         try:
             self.fetch(manifest)
@@ -237,6 +292,15 @@ class Exchange:
             return self.manifest(group, update)
         except (SnapshotMissing, SnapshotRejected):
             return None
+
+
+@contextlib.contextmanager
+def _refusing_to_publish() -> Iterator[None]:
+    """Tell what no reader would take from what may go better next time."""
+    try:
+        yield
+    except ExchangeError as error:
+        raise Unpublishable(str(error)) from error
 
 
 def _with_aliases(draft: Draft) -> dict[str, Tensor]:

@@ -20,6 +20,10 @@ from fairseq_codistill.exchange.errors import SnapshotRejected
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
+# Equal if, and only if, two listings show one and the same file.
+Mark = tuple[str, ...]
+
+
 class LinkInTheWay(OSError):
     """A folder of the exchange is a link or no folder."""
 
@@ -80,6 +84,21 @@ class LocalFiles:
                 return os.listdir(descriptor)
         except FileNotFoundError:
             return []
+
+    def listing(self, folder: str) -> dict[str, Mark | None]:
+        """What is directly in ``folder``, each with what tells it from another of its name."""
+        found: dict[str, Mark | None] = {}
+        with (
+            contextlib.suppress(FileNotFoundError),
+            self._folder(f"{folder}/" if folder else "") as (descriptor, _),
+            os.scandir(descriptor) as entries,
+        ):
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it has gone since
+                    status = entry.stat(follow_symlinks=False)
+                    telling = (status.st_ino, status.st_mtime_ns, status.st_size)
+                    found[entry.name] = tuple(map(str, telling))
+        return found
 
     def delete(self, name: str) -> None:
         """Remove ``name``, a link itself rather than what it points to."""

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fairseq_codistill.exchange.errors import SnapshotRejected
+from fairseq_codistill.exchange.errors import SnapshotIncomplete, SnapshotRejected
 from fairseq_codistill.exchange.tensors import WIRE_DTYPES
 from fairseq_codistill.records.strict_json import is_plain, is_text, is_whole, parse_object
 
-FORMAT = 1
+# What is written, and what is read: 2 adds the source vocabulary.
+FORMAT = 2
+FORMATS = (1, 2)
+
+LONGEST_RUN_ID = 200
 
 # A manifest is a few kilobytes, most of them the model configuration and the aliases.
 MAX_MANIFEST_BYTES = 1024 * 1024
@@ -39,6 +43,7 @@ class Manifest:
         shapes: digest of all names and shapes (``tensors.shapes_digest``).
         aliases: tied tensors, other name -> name in the file.
         vocabulary: digest of the target vocabulary.
+        source_vocabulary: digest of the source vocabulary; None if there is none, or in format 1.
         model: configuration from which the adapter builds the model; plain JSON.
         time: seconds since the epoch of Unix.
         format: version of this layout.
@@ -59,6 +64,7 @@ class Manifest:
     model: dict[str, Any]
     time: float
     format: int = FORMAT
+    source_vocabulary: str | None = None
     hmac: str | None = None
 
     def to_json(self) -> builtins.bytes:
@@ -82,13 +88,15 @@ class Manifest:
         try:
             fields = parse_object(data)
         except ValueError as error:
-            raise SnapshotRejected(f"its manifest is not JSON as it must be ({error})") from error
-        if fields.get("format") != FORMAT:
+            # Perhaps only a part of it is to be seen yet.
+            raise SnapshotIncomplete(f"its manifest is not JSON as it must be ({error})") from error
+        if fields.get("format") not in FORMATS:
             raise SnapshotRejected(
                 f"its manifest has format {fields.get('format')!r:.80}, and this version of "
-                f"fairseq_codistill reads {FORMAT}"
+                f"fairseq_codistill reads {' and '.join(map(str, FORMATS))}"
             )
-        odd = (fields.keys() ^ _FIELDS.keys()) - {"hmac"}
+        optional = _OPTIONAL[fields["format"]]
+        odd = (fields.keys() ^ (_FIELDS.keys() - _OPTIONAL[FORMAT])) - optional
         if odd:
             names = ", ".join(f"{name:.80}" for name in sorted(odd))
             raise SnapshotRejected(f"its manifest lacks, or should not have, the fields {names}")
@@ -102,8 +110,10 @@ class Manifest:
 
     def _fields(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        if self.hmac is None:
-            del fields["hmac"]
+        # Left out where there is none, so that what is signed is what is in the file.
+        for name in _OPTIONAL[FORMAT]:
+            if fields[name] is None:
+                del fields[name]
         return fields
 
 
@@ -139,7 +149,7 @@ _DIGEST = (_is_digest, "64 lowercase hexadecimal digits")
 
 # What each field must be, for a program and for a person.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "run_id": _text(200),
+    "run_id": _text(LONGEST_RUN_ID),
     "group": _whole(0, 999_999),
     "seed": _whole(-(2**63), 2**64 - 1),
     "update": _whole(0, LAST_UPDATE),
@@ -150,6 +160,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shapes": _DIGEST,
     "aliases": (_is_names_to_names, "names to names"),
     "vocabulary": _text(64),
+    "source_vocabulary": _text(64),
     "model": (
         lambda value: isinstance(value, dict) and is_plain(value, depth=6, longest=4096),
         "a configuration of at most 6 levels, with texts of at most 4096 characters",
@@ -158,6 +169,9 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) in (int, float) and 0 < value < 2**40,
         "a time in seconds",
     ),
-    "format": _whole(FORMAT, FORMAT),
+    "format": _whole(min(FORMATS), max(FORMATS)),
     "hmac": _DIGEST,
 }
+
+# Fields that may be left out, by format.
+_OPTIONAL = {1: {"hmac"}, 2: {"hmac", "source_vocabulary"}}

@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from fairseq_codistill.exchange.errors import SnapshotMissing, SnapshotRejected
+from fairseq_codistill.exchange.errors import (
+    SnapshotIncomplete,
+    SnapshotMissing,
+    SnapshotRejected,
+)
 from fairseq_codistill.exchange.exchange import Snapshot
 from fairseq_codistill.exchange.reader import Reader
 from fairseq_codistill.records import get_logger
@@ -161,6 +165,8 @@ class Prefetcher:
                 found = self._reader.read(peer, exact)
             except SnapshotMissing:
                 hopeless = time.monotonic() > patience_ends
+            except SnapshotIncomplete:
+                pass  # Looked at again, until it is whole or rejected for good.
             except SnapshotRejected:
                 hopeless = True
         elif above is not None:

@@ -14,7 +14,7 @@ from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.exchange.store import Store
-from fairseq_codistill.records import get_logger
+from fairseq_codistill.records import get_logger, printable
 from fairseq_codistill.records.heartbeat import NAME, Alive, parse_alive
 
 logger = get_logger(__name__)
@@ -117,11 +117,38 @@ class Presence:
                 "among the names that are listed there"
             )
 
+    @property
+    def failure(self) -> str | None:
+        """Why the process ends for good, if it does."""
+        return self._alive.failure
+
+    def note_failure(self, failure: str) -> str:
+        """Say, from the next heartbeat on, that the process ends for good; the first reason stands.
+
+        Args:
+            failure: why it cannot reach its end, where a restart would not help.
+
+        Returns:
+            What is said: the reason on one printable line.
+        """
+        said = self._alive.failure or printable(failure)
+        self._alive = dataclasses.replace(self._alive, failure=said, returns=False)
+        return said
+
     def release(self, finished: bool) -> None:
-        """Say that the process ends, and stop the heartbeat; what is said first stands."""
+        """Say that the process ends, and stop the heartbeat; what is said first stands.
+
+        Args:
+            finished: whether training has reached its end, and the last snapshot is published.
+        """
         if self._stop.is_set():
             return
-        self._alive = dataclasses.replace(self._alive, finished=finished, running=False)
+        self._alive = dataclasses.replace(
+            self._alive,
+            finished=finished,
+            running=False,
+            returns=self._alive.returns and not finished,
+        )
         self._stop.set()
         self._thread.join(timeout=LEAVE_SECONDS)
         if self._thread.is_alive():

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from fairseq_codistill.exchange.errors import Unpublishable
 from fairseq_codistill.exchange.exchange import Draft, Exchange
 from fairseq_codistill.records import get_logger
 
@@ -28,7 +29,9 @@ class Publisher:
     """Publishes one draft at a time on a thread of its own, and prunes after each.
 
     What fails is tried again, ever more slowly, until it succeeds, is given up after ``patience``
-    seconds, or makes room for a newer draft.  A store that hangs is waited for.
+    seconds, or makes room for a newer draft.  A store that hangs is waited for.  A draft that no
+    reader would take (its numbers are not finite, say) is given up at once, and nothing is deleted
+    for it.
 
     Args:
         exchange: where to.
@@ -41,7 +44,8 @@ class Publisher:
         given_up: whether the newest draft will not be tried again.
         agreed: whether the exchange holds the weights of the newest draft, and no others of that
             update.
-        skipped: how many snapshots were not published because another one took too long.
+        skipped: how many snapshots were not published because another one took too long, or
+            because no reader would take them.
     """
 
     def __init__(self, exchange: Exchange, keep: int, patience: float | None) -> None:
@@ -143,6 +147,9 @@ class Publisher:
             try:
                 ready()
                 self._publish(draft)
+            except Unpublishable as refusal:
+                self._refuse(draft, refusal)
+                return
             except Exception as error:  # noqa: BLE001 - whatever a store raises, training goes on
                 failure = error
             else:
@@ -175,6 +182,19 @@ class Publisher:
                     return
                 self._state = _State.BUSY
             pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+
+    def _refuse(self, draft: Draft, refusal: Unpublishable) -> None:
+        with self._changed:
+            self.skipped += 1
+            logger.error(
+                "snapshot of update %d skipped, %d so far: no peer would take it (%s); the last "
+                "sound one stays",
+                draft.update,
+                self.skipped,
+                refusal,
+            )
+            self.failure, self.given_up = refusal, True
+            self._settle()
 
     def _publish(self, draft: Draft) -> None:
         if not self._swept:

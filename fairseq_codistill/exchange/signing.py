@@ -12,7 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-from fairseq_codistill.exchange.errors import SnapshotRejected
+from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
 from fairseq_codistill.exchange.manifest import Manifest
 from fairseq_codistill.records import get_logger
 
@@ -24,14 +24,29 @@ LONG_ENOUGH = 16
 
 
 def key_from(environ: Mapping[str, str]) -> bytes | None:
-    """Give the key that the environment holds; None if it holds none."""
-    text = environ.get(VARIABLE, "")
-    return text.encode(errors="surrogateescape") if text else None
+    """Give the key that the environment holds; None if it holds none.
+
+    Raises:
+        ExchangeError: if it holds an empty one: whoever sets a key means to have it used.
+    """
+    text = environ.get(VARIABLE)
+    if text is None:
+        return None
+    if not text.strip():
+        raise ExchangeError(
+            f"{VARIABLE} is set, and is empty; give all groups one long random key in it, or unset "
+            "it to leave snapshots unsigned"
+        )
+    return text.encode(errors="surrogateescape")
 
 
-def warn_of_short(key: bytes | None) -> None:
-    """Warn of a key that is too short to keep anybody out; it is used all the same."""
-    if key is not None and len(key) < LONG_ENOUGH:
+def say_what_it_does(key: bytes | None) -> None:
+    """Log whether manifests are signed; warn of a key that is too short to keep anybody out."""
+    if key is None:
+        logger.info("manifests are not signed: there is no %s", VARIABLE)
+        return
+    logger.info("manifests are signed with %s, and those that are not are refused", VARIABLE)
+    if len(key) < LONG_ENOUGH:
         # The message must not help to guess the key, so it does not say how long it is either.
         logger.warning(
             "the key in %s is shorter than %d characters and can be found by trying; snapshots "

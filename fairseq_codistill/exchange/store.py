@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import fsspec
@@ -20,12 +21,19 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from fairseq_codistill.exchange.errors import ExchangeError, SnapshotRejected
-from fairseq_codistill.exchange.local import LocalFiles
+from fairseq_codistill.exchange.local import LocalFiles, Mark
 
 # A remote operation that has not ended by then has failed; one that moves bytes may take longer
 # by what they take on the slowest line worth using.
 OPERATION_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 128 * 1024
+
+# What tells in a listing that a file is another than before.  That it was made at another time does
+# not: some stores keep the time when they replace what is there.
+_TELLING = (
+    *["ETag", "etag", "generation", "md5Hash", "content_md5", "ino"],
+    *["mtime", "LastModified", "last_modified", "updated", "last_write_time", "modified"],
+)
 
 _PART = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -87,8 +95,16 @@ class Store:
         The folder ``""`` is the whole exchange.  What cannot be a name is left out.
         """
         found = self._files.names(_checked(folder) if folder else "")
-        # NFS keeps a deleted file that somebody reads under a name of its own.
-        return sorted(name for name in found if _is_part(name) and not name.startswith(".nfs"))
+        return sorted(filter(_is_shown, found))
+
+    def listing(self, folder: str) -> dict[str, Mark | None]:
+        """Give the same names, each with a mark that is another whenever the file is another.
+
+        The mark comes with the listing, at no further cost; None where the store gives nothing of
+        the kind.
+        """
+        found = self._files.listing(_checked(folder) if folder else "")
+        return {name: found[name] for name in sorted(filter(_is_shown, found))}
 
     def delete(self, name: str) -> None:
         """Remove ``name``; it is no error if it has gone already."""
@@ -102,11 +118,17 @@ class _Files(Protocol):
     def size(self, name: str) -> int: ...
     def read(self, name: str, limit: int) -> bytes: ...
     def names(self, folder: str) -> list[str]: ...
+    def listing(self, folder: str) -> dict[str, Mark | None]: ...
     def delete(self, name: str) -> None: ...
 
 
 def _is_part(part: str) -> bool:
     return _PART.fullmatch(part) is not None and part not in (".", "..")
+
+
+def _is_shown(name: str) -> bool:
+    # NFS keeps a deleted file that somebody reads under a name of its own.
+    return _is_part(name) and not name.startswith(".nfs")
 
 
 def _checked(name: str) -> str:
@@ -195,25 +217,40 @@ class _RemoteFiles:
 
     def names(self, folder: str) -> list[str]:
         path = self._path(folder).rstrip("/")
+        return [name for name, _ in self._inner(path, detail=False)]
+
+    def listing(self, folder: str) -> dict[str, Mark | None]:
+        return {
+            name: _mark(entry)
+            for name, entry in self._inner(self._path(folder).rstrip("/"), detail=True)
+        }
+
+    def _inner(self, path: str, detail: bool) -> list[tuple[str, Any]]:
+        """Give the names directly under a path, each with what the store lists of it."""
         try:
-            entries = self._list(path)
+            entries = self._list(path, detail)
         except FileNotFoundError as error:
             if "NoSuchBucket" in repr(error.__cause__):
                 raise self._no_bucket() from error
             return []
         # Some stores list the folder itself, or a file of that name.
-        inner = [entry.rstrip("/").rpartition("/") for entry in entries]
-        return [name for parent, _, name in inner if parent.strip("/") == path.strip("/")]
+        paths = [entry["name"] if detail else entry for entry in entries]
+        parts = [inner.rstrip("/").rpartition("/") for inner in paths]
+        return [
+            (name, entry)
+            for (parent, _, name), entry in zip(parts, entries, strict=True)
+            if parent.strip("/") == path.strip("/")
+        ]
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._call("rm_file", self._path(name))
 
-    def _list(self, path: str) -> list[str]:
+    def _list(self, path: str, detail: bool) -> list[Any]:
         # Memory looks each name up again while it lists, and one may have gone since.
         for _ in range(100):
             with contextlib.suppress(_Gone):
-                return list(self._call("ls", path, detail=False))
+                return list(self._call("ls", path, detail=detail))
         raise OSError(f"{self._uri}: names go away faster than they can be listed")
 
     def _path(self, name: str) -> str:
@@ -251,6 +288,11 @@ class _RemoteFiles:
             if isinstance(error, KeyError) and isinstance(self._files, MemoryFileSystem):
                 raise _Gone(f"{error} is not in {self._uri}") from error
             raise OSError(f"{self._uri}: {error}") from error
+
+
+def _mark(entry: Mapping[str, Any]) -> Mark | None:
+    telling = [str(entry[key]) for key in _TELLING if entry.get(key) is not None]
+    return (str(entry.get("size")), *telling) if telling else None
 
 
 class _Gone(FileNotFoundError):

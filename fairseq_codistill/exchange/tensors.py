@@ -29,14 +29,36 @@ WIRE_DTYPES = {
 }
 
 
-def encode(tensors: Mapping[str, Tensor], dtype: str) -> bytes:
+def encode(
+    tensors: Mapping[str, Tensor], dtype: str, aliases: Mapping[str, str] | None = None
+) -> bytes:
     """Give the safetensors bytes; equal tensors give equal bytes.
 
     Args:
         tensors: names -> CPU tensors; the floating-point ones are of ``WIRE_DTYPES[dtype]``.
         dtype: in what they travel.
+        aliases: other name -> name in ``tensors``.
+
+    Raises:
+        ExchangeError: if ``decode`` would not take them, or a name cannot travel as int8.
     """
-    return _save(pack(tensors) if dtype == "int8" else dict(tensors))
+    packed = pack(tensors) if dtype == "int8" else dict(tensors)
+    _accept(packed, aliases or {}, dtype)
+    data = _saved(packed)
+    check_header(data, dtype)
+    return data
+
+
+def emptied(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Return empty CPU tensors in place of a model's, of the dtypes that they travel in.
+
+    What can be known of a snapshot before its numbers are, ``encode`` tells of these.
+    """
+    wire = WIRE_DTYPES[dtype]
+    return {
+        name: torch.empty(0, dtype=wire if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
 
 
 def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Tensor]:
@@ -52,12 +74,30 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
             nowhere or hides a tensor, or a number is not finite.
     """
     check_header(data, dtype)
-    tensors = _loaded(data)
-    _check_finite(tensors)
+    return _accept(_loaded(data), aliases, dtype)
+
+
+def _accept(
+    packed: Mapping[str, Tensor], aliases: Mapping[str, str], dtype: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a sound file; what a reader asks for and a publisher makes sure of.
+
+    Tensors are looked at in the order of their names, so that the reason is always the same one.
+
+    Args:
+        packed: names -> tensors, as they are in the file.
+        aliases: other name -> name in the file.
+        dtype: in what they travel.
+
+    Raises:
+        SnapshotRejected: if they are not those of a snapshot.
+    """
+    tensors = {name: packed[name] for name in sorted(packed)}
+    _check_finite(tensors, dtype)
     if dtype == "int8":
         tensors = unpack(tensors)
         # A large scale times a whole number may be more than there is.
-        _check_finite(tensors)
+        _check_finite(tensors, dtype)
     for name, tensor in tensors.items():
         # torch computes nonsense with a bool that is neither 0 nor 1.
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
@@ -70,15 +110,29 @@ def decode(data: bytes, aliases: Mapping[str, str], dtype: str) -> dict[str, Ten
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], dtype: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SnapshotRejected(f"its tensor {name!r:.80} holds numbers that are not finite")
+            raise SnapshotRejected(
+                f"its tensor {name!r:.80} holds numbers that are not finite in {dtype}"
+            )
 
 
 def largest_decoded(size: int, dtype: str) -> int:
     """Give the bytes that the tensors of a file of ``size`` bytes take at most once decoded."""
     return 4 * size if dtype == "int8" else size
+
+
+def _saved(packed: Mapping[str, Tensor]) -> bytes:
+    try:
+        return _save(dict(packed))
+    except MemoryError:
+        raise
+    except Exception as error:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in packed.values()}))
+        raise SnapshotRejected(
+            f"safetensors does not take its tensors, of {kinds} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _loaded(data: bytes) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq_codistill import statuses
@@ -17,6 +17,7 @@ from fairseq_codistill.launch.process import NoSuchProgram, Process
 from fairseq_codistill.launch.progress import LogReader, Progress, live_line
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 _CONFIG_ERROR = "codistill: error:"
 _LONGEST_BACKOFF = 30.0
@@ -182,7 +183,10 @@ class Group:
         # One by one: should a start fail, kill() must know those before it.
         self._processes = []
         try:
+            # The group tells its peers in lockstep whether it comes back.
+            left = {"CODISTILL_RESTARTS_LEFT": str(self._patience.max_restarts - self.restarts)}
             for worker in self._start(self.restarts):
+                worker = replace(worker, env={**worker.env, **left})
                 self._processes.append(Process(worker, self._guard))
             descriptor = self._processes[0].duplicate_log()
         except OSError as error:
@@ -266,12 +270,17 @@ class Group:
             return
         words = failed.output()
         how = self._describe(failed.status())
+        said = self.pulse.last_heartbeat(_LAST_LOOK_SECONDS)
+        # In lockstep a group that cannot go on takes the others with it; a restart would not help.
+        final = said is not None and said.failure is not None and self._says(said.failure)
         again = bool(words) and words[-1] == self._last_words and not self._ever_trained
         by_itself = failed.status() and not _signal(failed.status())
         self._last_words = words[-1] if words and by_itself else None
-        if again or self.restarts >= self._patience.max_restarts:
+        if final or again or self.restarts >= self._patience.max_restarts:
             self.state = State.GAVE_UP
-            why = "twice in the same way, before any training" if again else "once too often"
+            why = "once too often"
+            if final or again:
+                why = "for good" if final else "twice in the same way, before any training"
             excerpt = "\n".join(f"    {line}" for line in words[-10:])
             self._announce(
                 f"{self.name} {how}, {why}: gave up; the end of {failed.log}:\n{excerpt}"
@@ -287,6 +296,11 @@ class Group:
             f"{self.name} {how}; restart {self.restarts} of {self._patience.max_restarts} "
             f"in {delay:g} s; its log is {failed.log}"
         )
+
+    def _says(self, failure: str) -> bool:
+        """Tell whether its log says so too, as anybody may have written the heartbeat."""
+        said = ENDS_FOR_GOOD + failure
+        return any(said in line for process in self._processes for line in process.output())
 
     def _describe(self, status: int | None) -> str:
         if self._hung:

@@ -22,6 +22,9 @@ FRESH_SECONDS = 60.0
 
 LONGEST_TEXT = 4096
 
+# How a group's log begins the line that says the same as ``failure``.
+ENDS_FOR_GOOD = "this group ends for good: "
+
 
 @dataclass(frozen=True)
 class Alive:
@@ -39,6 +42,9 @@ class Alive:
         restarts: how often it has been started again, as far as that was told.
         epoch: the epoch, from 1, that training is in.
         peers: the live peers -> the update of the snapshot in use.
+        source_vocabulary: digest of its source vocabulary, if it has one and it is told.
+        returns: whoever started the process starts it again should it end before it has finished.
+        failure: why it ends for good without reaching its end; no restart would help.
     """
 
     run_id: str
@@ -52,6 +58,9 @@ class Alive:
     restarts: int = 0
     epoch: int = 1
     peers: dict[str, int] = dataclasses.field(default_factory=dict)
+    source_vocabulary: str | None = None
+    returns: bool = False
+    failure: str | None = None
 
     @property
     def fresh(self) -> bool:
@@ -93,10 +102,14 @@ def read_alive_file(path: Path) -> Alive | None:
 def _is_well_formed(alive: Alive) -> bool:
     return (
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
-        and (alive.vocabulary is None or is_text(alive.vocabulary, 0, LONGEST_TEXT))
+        and all(
+            text is None or is_text(text, 0, LONGEST_TEXT)
+            for text in (alive.vocabulary, alive.source_vocabulary)
+        )
+        and (alive.failure is None or is_text(alive.failure, 1, LONGEST_TEXT))
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))
         and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
-        and all(type(flag) is bool for flag in (alive.finished, alive.running))
+        and all(type(flag) is bool for flag in (alive.finished, alive.running, alive.returns))
         and type(alive.time) in (int, float)
         and 0 <= alive.time < 2**40
         and type(alive.peers) is dict

@@ -209,6 +209,7 @@ class CodistillTranslationTask(TranslationTask):
         group = Group(
             seed=self.cfg.seed,
             vocabulary=vocabulary_digest(self.target_dictionary.symbols),
+            source_vocabulary=vocabulary_digest(self.source_dictionary.symbols),
             model=_models.describe(own_cfg),
             build=lambda config, tensors: _models.build(self, own_cfg, config, like, tensors),
             like=like,

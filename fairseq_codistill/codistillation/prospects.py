@@ -1,0 +1,154 @@
+"""Lockstep: whether a snapshot that a group waits for may still come.
+
+A group that was killed says nothing, and is waited for: it may be started again.  One that has said
+goodbye is waited for as long as a restart takes, if whoever started it starts it again; otherwise
+only for a moment, in case somebody does so by hand.  One that says that it ends for good is not
+waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+
+from fairseq_codistill.exchange import (
+    Alive,
+    Exchange,
+    ExchangeError,
+    SnapshotIncomplete,
+    SnapshotMissing,
+    SnapshotRejected,
+    read_alive,
+)
+from fairseq_codistill.records import printable
+from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
+
+# How long a group may be gone, or its rejected snapshot stay what it is, until that is final.
+GONE_SECONDS = 15.0
+
+# The same for a group that is started again: libraries and data are loaded first, and a checkpoint.
+RETURN_SECONDS = 600.0
+
+# Characters of what a peer gives as its reason.
+LONGEST_FAILURE = 400
+
+
+class NeverComes(ExchangeError):
+    """What a group in lockstep waits for will never come; the message names the peer."""
+
+
+class Led:
+    """A group's own prospects, as its workers but the leader know of them: by its heartbeat.
+
+    Args:
+        exchange: of the run.
+        group: its index.
+    """
+
+    def __init__(self, exchange: Exchange, group: int) -> None:
+        self._exchange = exchange
+        self._group = group
+
+    def check_published(self) -> None:
+        """Make sure that the leader has not said that the group ends for good.
+
+        Raises:
+            NeverComes: if it has.
+        """
+        alive = read_alive(self._exchange.store, self._group)
+        if alive is None or alive.run_id != self._exchange.run_id or alive.failure is None:
+            return
+        raise NeverComes(ENDS_FOR_GOOD + _said(alive.failure))
+
+    def note_failure(self, failure: str) -> None:
+        """Leave it to the leader, who finds the same, to tell others."""
+
+
+class Prospects:
+    """What peers' heartbeats tell of the snapshots that are waited for.
+
+    Args:
+        exchange: of the run.
+        peers: the groups listened to.
+        interval: T, in updates.
+    """
+
+    def __init__(self, exchange: Exchange, peers: Sequence[int], interval: int) -> None:
+        self._exchange = exchange
+        self._interval = interval
+        # What peers last said in a former life of this run, before they too were started again.
+        self._former = {peer: read_alive(exchange.store, peer) for peer in peers}
+        # Of each peer, what speaks against it, and since when.
+        self._against: dict[int, tuple[Hashable, float]] = {}
+
+    def check(self, peer: int, update: int, rejection: SnapshotRejected | None = None) -> None:
+        """Make sure that a peer's snapshot may still come.
+
+        Args:
+            peer: whose snapshot.
+            update: of the snapshot.
+            rejection: why what is there cannot be used; None if nothing is there.
+
+        Raises:
+            NeverComes: if it will not.
+        """
+        alive = read_alive(self._exchange.store, peer)
+        if alive is None or alive == self._former[peer] or alive.run_id != self._exchange.run_id:
+            self._against.pop(peer, None)
+            return
+        if alive.finished and alive.update < update:
+            raise NeverComes(
+                f"peer {peer} finished at update {alive.update}, so its snapshot of update "
+                f"{update} will not come; in lockstep give all groups the same number of updates"
+            )
+        if alive.failure is not None:
+            raise NeverComes(
+                f"peer {peer} stops for good at update {alive.update}: {_said(alive.failure)}"
+            )
+        if rejection is not None and (alive.update >= update or not alive.running):
+            # It has published that, and goes on or is gone: nobody will put another in its place.
+            waited = self._lasts(peer, ("rejected", update, alive.running or alive.nonce))
+            if waited > self._patience(alive) and not isinstance(rejection, SnapshotIncomplete):
+                raise NeverComes(
+                    f"the snapshot of peer {peer} at update {update} can never be used: "
+                    f"{rejection}; see the log of group {peer}"
+                )
+        elif not alive.running:
+            waited = self._lasts(peer, ("gone", alive.nonce, alive.time))
+            if waited > self._patience(alive):
+                raise NeverComes(
+                    f"peer {peer} has said at update {alive.update} that it is gone, and has not "
+                    f"come back within {waited:.0f} s, so its snapshot of update {update} will not "
+                    f"come; see the log of group {peer}, and start the groups again"
+                )
+        else:
+            self._against.pop(peer, None)
+        # By then it was published: a group makes sure of that when the next one is due.
+        if rejection is None and alive.update > update + self._interval:
+            try:
+                self._exchange.manifest(peer, update)
+            except SnapshotMissing as missing:
+                raise NeverComes(
+                    f"peer {peer} is at update {alive.update} and keeps its snapshot of update "
+                    f"{update} no more; in lockstep leave --codistill-keep out, and resume all "
+                    "groups from checkpoints of one update"
+                ) from missing
+
+    @staticmethod
+    def _patience(alive: Alive) -> float:
+        # Started again, a group publishes anew what is damaged.
+        return RETURN_SECONDS if alive.returns and not alive.running else GONE_SECONDS
+
+    def _lasts(self, peer: int, evidence: Hashable) -> float:
+        """Give the seconds for which this, and nothing else, has spoken against a peer."""
+        now = time.monotonic()
+        before, since = self._against.get(peer, (None, now))
+        if before != evidence:
+            since = now
+        self._against[peer] = evidence, since
+        return now - since
+
+
+def _said(failure: str) -> str:
+    # Short enough that a group can pass on what it was told, and add its own words.
+    return printable(failure, LONGEST_FAILURE)
