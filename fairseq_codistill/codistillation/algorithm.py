@@ -214,10 +214,10 @@ class Codistillation:
         return sum(ages) / len(ages) if ages and self.alpha > 0 else None
 
     def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
-        """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
+        """Return whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
 
         Args:
-            rows: of the first batch, padding left out.
+            rows: of a batch, as the settings have it: the same on all workers and after a resume.
             width: of the student's hidden states.
             classes: of its output layer.
         """

@@ -40,7 +40,7 @@ FACTORED = ("logit-mse", "centered-logit-mse")
 
 
 def factored_is_cheaper(rows: int, width: int, classes: int) -> bool:
-    """Whether the factored form takes less time than the naive one.
+    """Return whether the factored form takes less time than the naive one.
 
     It saves the N V d products of the peer's logits and several passes over N V numbers, and costs
     four products of V d^2: from N = 4 d on it is cheaper, and a little before that where the passes
@@ -67,6 +67,7 @@ class Comparison:
         self._fused = config.codistill_fused_ce
         self._can_factor = config.codistill_divergence in FACTORED
         self._centered = config.codistill_divergence == "centered-logit-mse"
+        self._why = ""
         self._said = False
         self._student: Own | None = None
         self._crosses: dict[Other, Tensor] = {}
@@ -79,16 +80,19 @@ class Comparison:
         self._crosses.clear()
 
     def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
-        """Whether outputs are wanted as ``Hidden``; the first batch decides for all.
+        """Return whether outputs are wanted as ``Hidden``.
+
+        Forms differ in rounding.  So that a resumed run has the bits of an unbroken one, and all
+        workers of a group take one form, nothing here may depend on a batch or on time.
 
         Args:
-            rows: of the batch, padding left out.
+            rows: of a batch, as the settings have it.
             width: of the student's hidden states.
             classes: of its output layer.
         """
         if self._form == "auto":
             self._form = self._best_form(rows, width, classes)
-        self._say_form(self._form, f"{rows} rows of width {width}, {classes} classes")
+        self._why = f"batches of {rows} rows by the settings, width {width}, {classes} classes"
         return self._form != "naive"
 
     def _best_form(self, rows: int, width: int, classes: int) -> str:
@@ -105,7 +109,7 @@ class Comparison:
             student: its output.
             outputs: the peers' outputs, at least one; logits are let go one after the other.
         """
-        self._say_form("naive", "the model gives its logits alone")
+        self._say_form(student)
         if self._form == "naive":
             student = as_logits(student)
         terms: list[Tensor] = []
@@ -120,11 +124,15 @@ class Comparison:
             terms.append(self._from_hidden(student, hidden))
         return torch.stack(terms).sum(dim=0)
 
-    def _say_form(self, form: str, why: str) -> None:
+    def _say_form(self, student: Output) -> None:
         """Log how the divergence is computed, once."""
-        if not self._said:
-            self._said = True
-            logger.info("divergence: computed in the %s form (%s)", form, why)
+        if self._said:
+            return
+        self._said = True
+        form, why = self._form, self._why or "as asked"
+        if isinstance(student, Tensor) and form != "naive":
+            form, why = "naive", "the model gives its logits alone"
+        logger.info("divergence: computed in the %s form (%s)", form, why)
 
     def _from_hidden(self, student: Hidden, hidden: list[tuple[Other, Hidden]]) -> Tensor:
         if self._form == "chunked":

@@ -1,9 +1,10 @@
 """A fairseq model's configuration as plain JSON for the manifest, and models built from it."""
 
 import argparse
+import inspect
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,20 +69,46 @@ def _nothing_kept(
     return args, kwargs | {"static_kv": False, "need_weights": False, "need_head_weights": False}
 
 
+def why_no_logits(model: nn.Module) -> str | None:
+    """Return why a model gives no logits that can be compared, or None if it does give them.
+
+    Args:
+        model: a student, peer or teacher, as it was built.
+    """
+    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
+        return "its model has adaptive softmax, and so no plain logits to compare"
+    try:
+        inspect.signature(model.forward).bind(
+            src_tokens=None, src_lengths=None, prev_output_tokens=None
+        )
+    except TypeError as error:
+        return (
+            "its model's forward pass wants more than source and previous target tokens, as that of a "
+            f"nonautoregressive model does ({error}), and so it has no plain logits to compare"
+        )
+    return None
+
+
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
-    """Give what another group needs to build this model, and nothing else of the command line.
+    """Return what another group needs to build this model, and nothing else of the command line.
+
+    Names of files stay here: a peer's weights come from its snapshot and from nowhere else.
+    ``build`` takes this group's own where a model cannot do without.
 
     Args:
         cfg: what fairseq hands to ``task.build_model``: a namespace of all flags for models
             registered with ``add_args``, a config of the model alone for the others.
     """
     if isinstance(cfg, argparse.Namespace):
-        flags = _peer_config.flags_of(cfg.arch)
-        config = {name: getattr(cfg, name) for name in sorted(flags) if hasattr(cfg, name)}
+        settings = _peer_config.settings_of(cfg.arch, vars(cfg))
+        config = {name: getattr(cfg, name) for name in sorted(settings) if hasattr(cfg, name)}
         config["arch"] = cfg.arch
+        needed = _peer_config.required_flags(cfg.arch)
     else:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    return _without_files({name: value for name, value in config.items() if _is_json(value)})
+        needed = set()
+    config = {name: value for name, value in config.items() if _is_json(value)}
+    return _without_files(config, needed)
 
 
 def build(
@@ -90,6 +117,7 @@ def build(
     config: dict[str, Any],
     like: Tensor,
     tensors: Mapping[str, Tensor] | None = None,
+    trusted: Collection[str] = (),
 ) -> nn.Module:
     """Build the model of a manifest on the device and in the dtype of ``like``.
 
@@ -100,20 +128,22 @@ def build(
         like: a parameter of the student.
         tensors: what the snapshot holds.  The model must have these names and shapes, which is
             found out before it gets any memory.
+        trusted: architectures and models, besides fairseq's and this group's, that may be built.
 
     Raises:
         ValueError: if ``config`` names no architecture, or one that must not or cannot be built.
     """
-    trusted = describe(own)
-    _peer_config.check(config, trusted)
-    if config != trusted:
+    described = describe(own)
+    _peer_config.check(config, described, trusted)
+    if config != described:
         # A model on this device has shapes and no numbers, whatever its size.
         with torch.device("meta"), _at_most(MOST_PARTS if tensors is None else 8 * len(tensors)):
             trial = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
         if tensors is not None and _shapes(trial.state_dict()) != _shapes(tensors):
             raise ValueError("its tensors' names and shapes are not those of its model")
-        if getattr(getattr(trial, "decoder", None), "adaptive_softmax", None) is not None:
-            raise ValueError("it has adaptive softmax, and so no plain logits to compare")
+        reason = why_no_logits(trial)
+        if reason is not None:
+            raise ValueError(reason)
     # Not task.build_model: a task may keep what that built, for generation in validation.
     model = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
     fuse_attention(model)
@@ -124,7 +154,10 @@ def _as_fairseq_has_it(
     own: argparse.Namespace | DictConfig, config: dict[str, Any]
 ) -> argparse.Namespace | DictConfig:
     if "arch" not in config:
-        return OmegaConf.create(config)
+        same = isinstance(own, DictConfig) and own.get("_name") == config.get("_name")
+        # What `describe` has left out.
+        left_out = {name: own[name] for name in own if name not in config} if same else {}
+        return OmegaConf.create({**left_out, **config})
     base = vars(own) if isinstance(own, argparse.Namespace) else {}
     # fairseq looks at _name first, and that one is this group's.
     return argparse.Namespace(**{**base, **config, "_name": config["arch"]})
@@ -161,9 +194,15 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _without_files(config: dict[str, Any]) -> dict[str, Any]:
-    """Forget pretrained files: a peer's weights come from its snapshot and from nowhere else."""
-    return {name: None if name.endswith("_path") else v for name, v in config.items()}
+def _without_files(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:
+    """Forget the names of files: pretrained weights in a "_path", and all others."""
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        if name.endswith("_path") and name not in needed:
+            kept[name] = None
+        elif not _peer_config.names_a_file(name, value):
+            kept[name] = value
+    return kept
 
 
 def _is_json(value: Any) -> bool:

@@ -52,11 +52,9 @@ def load(path: str, task: TranslationTask, student: nn.Module) -> nn.Module:
             f"{flag}: its model cannot be built ({_said(error)}); name another checkpoint, or give "
             "--user-dir what its architecture needs"
         ) from error
-    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
-        raise ConfigError(
-            f"{flag}: its model has adaptive softmax, and so no plain logits to compare; name "
-            "another"
-        )
+    reason = _models.why_no_logits(model)
+    if reason is not None:
+        raise ConfigError(f"{flag}: {reason}; name another")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
