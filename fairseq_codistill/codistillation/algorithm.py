@@ -213,15 +213,18 @@ class Codistillation:
         ages = [self.update - peer.update for peer in self._live() if peer.update is not None]
         return sum(ages) / len(ages) if ages and self.alpha > 0 else None
 
-    def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
+    def takes_hidden(
+        self, rows: int, width: int, classes: int, *, half_on_gpu: bool = False
+    ) -> bool:
         """Return whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
 
         Args:
-            rows: of a batch, as the settings have it: the same on all workers and after a resume.
+            rows: of a batch, by the settings: the same on all workers and after a resume.
             width: of the student's hidden states.
             classes: of its output layer.
+            half_on_gpu: whether logits are computed in half precision on a GPU.
         """
-        return self._compare.takes_hidden(rows, width, classes)
+        return self._compare.takes_hidden(rows, width, classes, half_on_gpu=half_on_gpu)
 
     def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
         """Give the mean over live peers and teachers of D(f_j(x), f_i(x)), without ``weight``.

@@ -1,9 +1,11 @@
 """What goes into a fairseq model's output layer, where the logits are that layer's output alone.
 
-Whether they are is seen in each forward pass, for a decoder's methods do not tell: it may scale
-what its layer makes, add to it, or call the layer twice.  The logits are the layer's if the model
-returns the very tensor that the layer made in its only call, and nobody has written to it since.
-That depends on no number, so all workers of a group see the same, and it costs nothing.
+A decoder's methods do not tell whether they are: it may scale what its layer makes, add to it, or
+call the layer twice.  So each forward pass is watched.  The logits are the layer's if the model
+returns the very tensor that the layer made in its only call, and neither that tensor nor the
+layer has changed since.  This depends on the model's code and on no number, so all workers of a
+group see the same, and it costs nothing.  Writes that torch does not count, through ``.data`` for
+one, are found by comparing numbers: once a model, in ``confirmed``.
 """
 
 from collections.abc import Iterator
@@ -14,8 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from fairseq.models import BaseFairseqModel, FairseqDecoder
-from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
+from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fairseq_codistill.codistillation import ConfigError, cuda_devices
 from fairseq_codistill.objective import Head, Hidden
@@ -23,8 +26,14 @@ from fairseq_codistill.records import get_logger
 
 logger = get_logger(__name__)
 
+# The one number in all elements of a stand-in: in the range of logits, exact in half precision.
+STAND_IN = 0.1171875
+
 # How torch refuses to write to a tensor like the stand-in, whose elements share their memory.
 _SHARED_MEMORY = "refers to a single memory location"
+
+# How far two results of one product may be apart, in parts of the largest; in half precision.
+_ROUNDING = 0.05
 
 # The methods that make a loss of logits and a batch, and fairseq's own implementations of them.
 _USUAL_LOSS = {
@@ -67,15 +76,14 @@ def output_layer(model: Any) -> nn.Linear | None:
 
     Whether they are its output alone, ``run`` tells.
     """
-    model = bare(model)
-    decoder = getattr(model, "decoder", None)
+    decoder = getattr(bare(model), "decoder", None)
     layer = getattr(decoder, "output_projection", None)
     candidate = (
-        getattr(type(model), "forward", None) is TransformerModelBase.forward
-        and isinstance(decoder, TransformerDecoderBase)
-        and type(decoder).output_layer is TransformerDecoderBase.output_layer
-        and decoder.adaptive_softmax is None
-        and type(layer) is nn.Linear
+        type(layer) is nn.Linear
+        and getattr(decoder, "adaptive_softmax", None) is None
+        # A weight that is computed anew for each call, or by a hook, holds for that call alone.
+        and isinstance(layer._parameters.get("weight"), nn.Parameter)
+        and not layer._forward_pre_hooks
         # Somebody else has replaced it in this one layer.
         and "forward" not in vars(layer)
     )
@@ -83,14 +91,14 @@ def output_layer(model: Any) -> nn.Linear | None:
 
 
 def has_usual_loss(model: Any) -> bool:
-    """Whether fairseq's own methods make the loss of a model's logits and a batch."""
+    """Return whether fairseq's own methods make the loss of a model's logits and a batch."""
     model = bare(model)
-    return all(
-        getattr(getattr(part, name, None), "__func__", None) in functions
-        for name, functions in _USUAL_LOSS.items()
-        for part in (model, getattr(model, "decoder", None))
-        if part is model or name != "get_targets"
-    )
+    for part in (model, getattr(model, "decoder", None)):
+        for name, usual in _USUAL_LOSS.items():
+            method = getattr(part, name, None)
+            if method is not None and getattr(method, "__func__", None) not in usual:
+                return False
+    return True
 
 
 def run(
@@ -120,9 +128,36 @@ def run(
             return Seen(None)
         finally:
             handle.remove()
-    if len(calls) != 1 or len(returned) != 1 or first(returned[0]) is not calls[0].made:
+    if len(calls) != 1 or len(returned) != 1:
         return Seen(output)
-    return Seen(output, calls[0].hidden if calls[0].unchanged else None)
+    (call,) = calls
+    plain = first(returned[0]) is call.made and call.unchanged(layer)
+    return Seen(output, call.hidden if plain else None)
+
+
+def confirmed(seen: Seen, layer: nn.Linear, *, logits: bool) -> bool:
+    """Return whether the numbers bear out that the logits are the layer's output alone.
+
+    A GPU is waited for.
+
+    Args:
+        seen: from ``run``, with hidden states.
+        layer: the same as there.
+        logits: the same as there.
+    """
+    made, rows = first(seen.output), seen.hidden
+    assert rows is not None
+    if made.numel() == 0:
+        return True
+    with torch.no_grad():
+        one = (0,) * (made.dim() - 1)
+        if not logits:
+            # All elements are one number: who writes to any, writes to this one.
+            return bool((made[(*one, 0)] == STAND_IN).item())
+        found, due = made[one].float(), F.linear(rows[one], layer.weight, layer.bias).float()
+        near = (found - due).abs() <= _ROUNDING * due.abs().max()
+        # An overflow tells nothing of the model.
+        return bool((near.all() | ~due.isfinite().all()).item())
 
 
 def first(output: Any) -> Any:
@@ -173,57 +208,74 @@ class PeerOutputs:
             keep: which target tokens count, (sentences, tokens).
         """
         layer = output_layer(peer)
-        if layer is not None and self._is_plain(peer, net_input, layer):
-            seen = run(peer, net_input, layer, logits=False)
-            if seen.hidden is not None:
-                return hidden(seen.hidden[keep], layer)
-            self._note(peer, plain=False)
-        return logits_of(peer, peer(**net_input), target)[keep]
+        if layer is None or not self._is_plain(peer, net_input, layer):
+            return logits_of(peer, peer(**net_input), target)[keep]
+        seen = run(peer, net_input, layer, logits=False)
+        if seen.hidden is None:
+            # Its code goes another way with this batch.
+            return logits_of(peer, peer(**net_input), target)[keep]
+        return hidden(seen.hidden[keep], layer)
 
     def _is_plain(self, peer: nn.Module, net_input: dict[str, Any], layer: nn.Linear) -> bool:
         if peer not in self._plain:
             # A resumed run looks again: the random numbers of later passes must not depend on it.
             with torch.random.fork_rng(devices=cuda_devices()):
                 seen = run(peer, net_input, layer, logits=False)
-            self._note(peer, plain=seen.hidden is not None)
+            plain = seen.hidden is not None and confirmed(seen, layer, logits=False)
+            self._plain[peer] = plain
+            if not plain:
+                logger.info(
+                    "the logits of a peer or teacher (%s) are not its output layer's alone; it is "
+                    "compared in the naive form",
+                    type(peer).__name__,
+                )
         return self._plain[peer]
-
-    def _note(self, peer: nn.Module, *, plain: bool) -> None:
-        self._plain[peer] = plain
-        if not plain:
-            logger.info(
-                "the logits of a peer or teacher (%s) are not its output layer's alone; it is "
-                "compared in the naive form",
-                type(peer).__name__,
-            )
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of an output layer, and which versions its tensors had then."""
+    """A call of an output layer, and what was the case then.
+
+    Attributes:
+        hidden: what went in.
+        made: what came out.
+        weight: the layer's, as another name of the same memory.
+        state: from ``_state``.
+    """
 
     hidden: Tensor
     made: Tensor
-    versions: tuple[int, int]
+    weight: Tensor
+    state: tuple[object, ...]
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether nobody has written to either tensor since."""
-        return self.versions == (self.hidden._version, self.made._version)
+    def unchanged(self, layer: nn.Linear) -> bool:
+        """Return whether nobody has written to the tensors, or changed the layer, since."""
+        same = self.state == _state(layer, self.hidden, self.made)
+        return same and layer.weight.is_set_to(self.weight)
+
+
+def _state(layer: nn.Linear, hidden: Tensor, made: Tensor) -> tuple[object, ...]:
+    """Return what tells a change: the tensors, how often they were written to, gradients or not."""
+    tensors = [tensor for tensor in (layer.weight, layer.bias, hidden, made) if tensor is not None]
+    # In inference mode nobody counts, and a peer is not trained.
+    written = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    return torch.is_grad_enabled(), *map(id, tensors), *written
 
 
 @contextmanager
 def _watched(layer: nn.Linear, logits: bool) -> Iterator[list[_Call]]:
     """Note each call of a layer; in place of logits it may return a stand-in."""
     calls: list[_Call] = []
-    usual = layer.forward
+    usual, classes = layer.forward, layer.out_features
 
     def forward(input: Tensor) -> Tensor:
-        made = usual(input) if logits else input.new_zeros(()).expand(*input.shape[:-1], classes)
-        calls.append(_Call(input, made, (input._version, made._version)))
+        if logits:
+            made = usual(input)
+        else:
+            made = input.new_full((), STAND_IN).expand(*input.shape[:-1], classes)
+        calls.append(_Call(input, made, layer.weight.detach(), _state(layer, input, made)))
         return made
 
-    classes = layer.out_features
     # Not a hook: what other hooks do to its output is seen too.
     vars(layer)["forward"] = forward
     try:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
@@ -62,6 +63,8 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         self.fused: bool = task.cfg.codistill_fused_ce
         self._rows = rows_by_settings(task.cfg.max_tokens, task.cfg.batch_size)
         self._of_peer = _hidden.PeerOutputs()
+        # Whether the numbers of a forward pass bear out what was seen of it; None before the first.
+        self._confirmed: bool | None = None
         self._said = False
 
     def forward(
@@ -82,15 +85,12 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             codistillation, fused = self.task.codistillation, self.fused
             layer = self._layer_to_watch(codistillation, model)
         with errors_as_sentences():
-            seen = _hidden.run(model, sample["net_input"], layer, logits=not fused)
-            if seen.hidden is None and (fused or layer is not None):
-                self._not_plain(model, fused)
+            seen = self._run(model, sample["net_input"], layer, fused)
             logits: Tensor | None = None
-            if not fused:
+            if codistillation is not None and not fused:
                 logits = _hidden.logits_of(model, seen.output, sample["target"])
         hidden: Hidden | None = None
-        if seen.hidden is not None:
-            assert layer is not None
+        if layer is not None and seen.hidden is not None:
             hidden = _hidden.hidden(seen.hidden[keep], layer)
         if fused:
             assert hidden is not None
@@ -141,10 +141,43 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
     ) -> nn.Linear | None:
         """Return the model's output layer if what goes into it may be all that is needed."""
         layer = _hidden.output_layer(model)
+        if layer is None or self._confirmed is False:
+            return None
         wanted = self.fused
-        if codistillation is not None and layer is not None:
-            wanted |= codistillation.takes_hidden(self._rows, layer.in_features, layer.out_features)
+        if codistillation is not None:
+            weight = layer.weight
+            half = self.task.cfg.amp or weight.dtype in (torch.float16, torch.bfloat16)
+            wanted |= codistillation.takes_hidden(
+                self._rows,
+                layer.in_features,
+                layer.out_features,
+                half_on_gpu=half and weight.device.type == "cuda",
+            )
         return layer if wanted else None
+
+    def _run(
+        self, model: nn.Module, net_input: dict[str, Any], layer: nn.Linear | None, fused: bool
+    ) -> _hidden.Seen:
+        """Run the student.
+
+        Args:
+            model: it.
+            net_input: of the batch.
+            layer: from ``_layer_to_watch``.
+            fused: make no logits.
+
+        Raises:
+            ConfigError: if a flag cannot be honoured with this model.
+        """
+        seen = _hidden.run(model, net_input, layer, logits=not fused)
+        if seen.hidden is not None and self._confirmed is None:
+            assert layer is not None
+            self._confirmed = _hidden.confirmed(seen, layer, logits=not fused)
+            if not self._confirmed:
+                seen = _hidden.Seen(seen.output)
+        if seen.hidden is None and (fused or layer is not None):
+            self._not_plain(model, fused)
+        return seen
 
     def _not_plain(self, model: nn.Module, fused: bool) -> None:
         """Go on in the naive form, unless the user has asked for another.
@@ -165,7 +198,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             )
         if not self._said:
             self._said = True
-            logger.info("%s; the divergence takes the naive form", why)
+            logger.info("%s; the divergence is computed in the naive form all the same", why)
 
     def _cross_entropy(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.models.transformer import (
+    TransformerDecoder,
+    TransformerDecoderBase,
+    TransformerModelBase,
+)
 from fairseq.modules import MultiheadAttention
 from fairseq.modules.dynamic_convolution import DynamicConv_scripatable
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
@@ -52,7 +56,11 @@ def fuse_attention(model: nn.Module) -> None:
         model: of a peer or a teacher; any other than fairseq's own transformers stays as it is.
     """
     decoder = getattr(model, "decoder", None)
-    if getattr(type(decoder), "output_layer", None) is not TransformerDecoderBase.output_layer:
+    # Others may make logits of the weights, as one that copies words from the source does.
+    if (
+        type(decoder) not in (TransformerDecoderBase, TransformerDecoder)
+        or type(model).forward is not TransformerModelBase.forward
+    ):
         return
     for layer in model.modules():
         attention: Any = getattr(layer, "encoder_attn", None)
@@ -83,8 +91,9 @@ def why_no_logits(model: nn.Module) -> str | None:
         )
     except TypeError as error:
         return (
-            "its model's forward pass wants more than source and previous target tokens, as that of a "
-            f"nonautoregressive model does ({error}), and so it has no plain logits to compare"
+            "its model's forward pass cannot do with source and previous target tokens alone "
+            f"({error}), as those of nonautoregressive models cannot, so it has no plain logits to "
+            "compare"
         )
     return None
 
@@ -92,23 +101,23 @@ def why_no_logits(model: nn.Module) -> str | None:
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
     """Return what another group needs to build this model, and nothing else of the command line.
 
-    Names of files stay here: a peer's weights come from its snapshot and from nowhere else.
-    ``build`` takes this group's own where a model cannot do without.
+    Names of files stay here: a peer's weights come from its snapshot and from nowhere else.  Of
+    those that a model may need, and of what is not JSON, there is a digest; who has the same builds
+    with its own.
 
     Args:
         cfg: what fairseq hands to ``task.build_model``: a namespace of all flags for models
             registered with ``add_args``, a config of the model alone for the others.
     """
     if isinstance(cfg, argparse.Namespace):
-        settings = _peer_config.settings_of(cfg.arch, vars(cfg))
+        settings = _peer_config.names_of(cfg.arch, vars(cfg))
         config = {name: getattr(cfg, name) for name in sorted(settings) if hasattr(cfg, name)}
         config["arch"] = cfg.arch
         needed = _peer_config.required_flags(cfg.arch)
     else:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
         needed = set()
-    config = {name: value for name, value in config.items() if _is_json(value)}
-    return _without_files(config, needed)
+    return {name: _told(name, value, name in needed) for name, value in config.items()}
 
 
 def build(
@@ -134,7 +143,8 @@ def build(
         ValueError: if ``config`` names no architecture, or one that must not or cannot be built.
     """
     described = describe(own)
-    _peer_config.check(config, described, trusted)
+    beside = vars(own) if isinstance(own, argparse.Namespace) else {}
+    _peer_config.check(config, described, trusted, beside)
     if config != described:
         # A model on this device has shapes and no numbers, whatever its size.
         with torch.device("meta"), _at_most(MOST_PARTS if tensors is None else 8 * len(tensors)):
@@ -153,12 +163,21 @@ def build(
 def _as_fairseq_has_it(
     own: argparse.Namespace | DictConfig, config: dict[str, Any]
 ) -> argparse.Namespace | DictConfig:
+    """Return a configuration of ``describe`` as fairseq takes it, with what that has left out."""
+    mine: Any = vars(own) if isinstance(own, argparse.Namespace) else own
+    config = {
+        name: mine[name] if _peer_config.is_digest(value) else value
+        for name, value in config.items()
+    }
     if "arch" not in config:
         same = isinstance(own, DictConfig) and own.get("_name") == config.get("_name")
-        # What `describe` has left out.
-        left_out = {name: own[name] for name in own if name not in config} if same else {}
+        left_out = {name: mine[name] for name in mine if name not in config} if same else {}
         return OmegaConf.create({**left_out, **config})
-    base = vars(own) if isinstance(own, argparse.Namespace) else {}
+    base: dict[str, Any] = {}
+    if isinstance(own, argparse.Namespace):
+        # What it lacks of its architecture's own settings is that one's to fill in.
+        lacking = _peer_config.names_of(config["arch"], mine) - config.keys()
+        base = {name: value for name, value in mine.items() if name not in lacking}
     # fairseq looks at _name first, and that one is this group's.
     return argparse.Namespace(**{**base, **config, "_name": config["arch"]})
 
@@ -194,15 +213,20 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _without_files(config: dict[str, Any], needed: Collection[str]) -> dict[str, Any]:
-    """Forget the names of files: pretrained weights in a "_path", and all others."""
-    kept: dict[str, Any] = {}
-    for name, value in config.items():
-        if name.endswith("_path") and name not in needed:
-            kept[name] = None
-        elif not _peer_config.names_a_file(name, value):
-            kept[name] = value
-    return kept
+def _told(name: str, value: Any, needed: bool) -> Any:
+    """Return what others are told of a setting.
+
+    Args:
+        name: of the setting.
+        value: from the command line.
+        needed: whether a model must have it.
+    """
+    if name.endswith("_path") and not needed:
+        # Of pretrained weights.
+        return None
+    if not _is_json(value):
+        return _peer_config.digest(repr(value))
+    return _peer_config.digest(value) if _peer_config.names_a_file(name, value) else value
 
 
 def _is_json(value: Any) -> bool:

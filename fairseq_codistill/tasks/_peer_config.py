@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import hashlib
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -33,24 +34,36 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _FILE_NAMED = re.compile(r"path|file|pretrained|checkpoint|(^|_)(dir|load|data)(_|$)")
 
 
-def check(config: Mapping[str, Any], own: Mapping[str, Any], trusted: Collection[str] = ()) -> None:
+def check(
+    config: Mapping[str, Any],
+    own: Mapping[str, Any],
+    trusted: Collection[str],
+    beside: Mapping[str, Any],
+) -> None:
     """Make sure that building a model of ``config`` runs no code, opens no file and ends.
 
     Args:
         config: as from a manifest.
         own: this group's configuration, which is trusted.
         trusted: names of architectures and models that the user trusts, besides ``KNOWN_MODELS``.
+        beside: settings of this group that are not its model's.
 
     Raises:
         ValueError: if it might do otherwise; the message is the reason.
     """
+    if config == own:
+        return
     arch = _arch(config, own, trusted)
-    defaults = _defaults(arch, config, own)
+    defaults = _defaults(arch, config, own, beside)
     for name in sorted(config.keys() - {"arch", "_name"} - defaults.keys() - own.keys()):
         raise ValueError(f"its architecture {arch} has no setting {name!r:.80}")
     for name, value in config.items():
         if names_a_file(name, value):
             raise ValueError(f"its setting {name} names a file, {value!r:.80}")
+        if is_digest(value) and value != own.get(name):
+            raise ValueError(
+                f"its setting {name} is told by its digest alone, and this group has another"
+            )
         if not _is_harmless(value) and value not in (own.get(name), defaults.get(name)):
             raise ValueError(
                 f"its setting {name} is {value!r:.80}, which is neither this group's nor "
@@ -71,42 +84,82 @@ def names_a_file(name: str, value: Any) -> bool:
     return isinstance(value, str) and value != "" and _FILE_NAMED.search(name) is not None
 
 
-def settings_of(arch: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an architecture registered with ``add_args``, and their defaults.
+def digest(value: str) -> dict[str, str]:
+    """Return what stands for the name of a file, and for others that cannot be told."""
+    return {"sha256": hashlib.sha256(value.encode()).hexdigest()}
 
-    They are its flags and what its function fills in, other settings among it.
+
+def is_digest(value: Any) -> bool:
+    """Return whether a value is one of ``digest``."""
+    return isinstance(value, dict) and value.keys() == {"sha256"}
+
+
+def names_of(arch: str, values: Mapping[str, Any]) -> set[str]:
+    """Return the names of the settings of an architecture registered with ``add_args``.
 
     Args:
         arch: its name.
-        values: of flags that have no default, which the function may ask for; these are not
-            returned.
+        values: all settings of a command line that has it.
+    """
+    try:
+        return set(settings_of(arch, values))
+    except ValueError:
+        # They are trusted: fairseq has built the model with them.
+        return {action.dest for action in _parser(arch)._actions}
+
+
+def settings_of(arch: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an architecture registered with ``add_args``, and their defaults.
+
+    They are its flags and what its function fills in.
+
+    Args:
+        arch: its name.
+        values: of what the function may ask for and has no default: flags that a command line
+            must have, and settings that are not the architecture's.
 
     Raises:
         ValueError: if the function cannot do with them.
     """
-    defaults: dict[str, Any] = {}
-    parser = _parser(arch)
-    for action in parser._actions:
-        if action.dest != argparse.SUPPRESS:
-            defaults.setdefault(action.dest, _default(parser, action))
-    for name, value in parser._defaults.items():
-        defaults.setdefault(name, value)
-    # The function of an architecture fills in what the command line leaves open.
-    given = {name: value for name, value in defaults.items() if value is not None}
+    flags = _flags(arch)
     needed = {name: values[name] for name in required_flags(arch) if name in values}
-    filled = argparse.Namespace(**{**given, **needed})
+    # The function of an architecture fills in what the command line leaves open.
+    given = {name: value for name, value in flags.items() if value is not None} | needed
+    beside = {name: value for name, value in values.items() if name not in flags}
+    filled = _filled(arch, beside | given)
+    settings = flags | {name: value for name, value in filled.items() if name not in needed}
+    # Filled in while a transformer is being built; no layer has this size.
+    if "min_params_to_wrap" in settings:
+        settings["min_params_to_wrap"] = DEFAULT_MIN_PARAMS_TO_WRAP
+    return settings
+
+
+def _filled(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the function of an architecture fills in.
+
+    Raises:
+        ValueError: if it cannot do with those that are there.
+    """
+    args = _Recorder(**given)
+    args.filled.clear()
     try:
-        ARCH_CONFIG_REGISTRY[arch](filled)
+        ARCH_CONFIG_REGISTRY[arch](args)
     except Exception as error:
         # A user's own function: it may fail in any way.
         raise ValueError(f"the defaults of {arch} cannot be had ({error})") from error
-    for name, value in vars(filled).items():
-        if name not in needed:
-            defaults[name] = value
-    # Filled in while a transformer is being built; no layer has this size.
-    if "min_params_to_wrap" in defaults:
-        defaults["min_params_to_wrap"] = DEFAULT_MIN_PARAMS_TO_WRAP
-    return defaults
+    return {name: getattr(args, name) for name in args.filled if hasattr(args, name)}
+
+
+class _Recorder(argparse.Namespace):
+    """Settings, and the names of those that were set later."""
+
+    def __init__(self, **settings: Any) -> None:
+        vars(self)["filled"] = set()
+        super().__init__(**settings)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.filled.add(name)
+        super().__setattr__(name, value)
 
 
 def required_flags(arch: str) -> set[str]:
@@ -123,25 +176,29 @@ def is_known(name: str) -> bool:
 
 
 def _parser(arch: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of an architecture.
-
-    Nothing is parsed with it: on no command line but the user's are the flags that it wants.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """Return a parser with the flags of an architecture."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     ARCH_MODEL_REGISTRY[arch].add_args(parser)
     return parser
 
 
-def _default(parser: argparse.ArgumentParser, action: argparse.Action) -> Any:
-    """Return a flag's default as parsing an empty command line would; None if there is none."""
-    if action.default == argparse.SUPPRESS:
-        return None
-    if not isinstance(action.default, str):
-        return action.default
+def _flags(arch: str) -> dict[str, Any]:
+    """Return the flags of an architecture, and their defaults: None where there is none.
+
+    Raises:
+        ValueError: if a default is none.
+    """
+    parser = _parser(arch)
+    # Which must be given is known to the user's command line; here is an empty one.
+    for action in parser._actions:
+        action.required = False
+    for group in parser._mutually_exclusive_groups:
+        group.required = False
     try:
-        return parser._get_value(action, action.default)
-    except argparse.ArgumentError:
-        return None
+        defaults = vars(parser.parse_args([]))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"the defaults of {arch} cannot be had ({error})") from error
+    return dict.fromkeys(action.dest for action in parser._actions) | defaults
 
 
 def _arch(config: Mapping[str, Any], own: Mapping[str, Any], trusted: Collection[str]) -> str:
@@ -162,7 +219,9 @@ def _arch(config: Mapping[str, Any], own: Mapping[str, Any], trusted: Collection
     return arch
 
 
-def _defaults(arch: str, config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(
+    arch: str, config: Mapping[str, Any], own: Mapping[str, Any], beside: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return every setting that an architecture has, and its value there."""
     defaults: dict[str, Any] = {}
     if arch in MODEL_DATACLASS_REGISTRY:
@@ -170,7 +229,7 @@ def _defaults(arch: str, config: Mapping[str, Any], own: Mapping[str, Any]) -> d
         defaults.update((field.name, None) for field in fields)
     if arch in ARCH_MODEL_REGISTRY:
         harmless = {name: value for name, value in config.items() if _is_harmless(value)}
-        defaults.update(settings_of(arch, {**own, **harmless}))
+        defaults.update(settings_of(arch, {**beside, **own, **harmless}))
     return defaults
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.data import iterators
 from fairseq.logging import metrics
@@ -55,8 +55,8 @@ class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
     memory_efficient_fp16: bool = II("common.memory_efficient_fp16")
     fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
     tpu: bool = II("common.tpu")
-    max_tokens: Optional[int] = II("dataset.max_tokens")
-    batch_size: Optional[int] = II("dataset.batch_size")
+    max_tokens: int | None = II("dataset.max_tokens")
+    batch_size: int | None = II("dataset.batch_size")
     ddp_backend: str = II("distributed_training.ddp_backend")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
     save_dir: str = II("checkpoint.save_dir")
