@@ -28,7 +28,7 @@ def measured(
 ) -> dict[str, object]:
     """Measure one model; give its row of the table, with the raw seconds."""
     classes = 10000
-    with steps.plain(size, classes, device) as plain, steps.codistilled(plain) as ours:
+    with steps.plain(size, classes, device) as plain, steps.codistilled(plain, tokens) as ours:
         sample = steps.batch(plain, tokens, classes, device)
         keep = sample["target"] != plain.task.target_dictionary.pad()
         peer = ours.codistillation.peers[0].module

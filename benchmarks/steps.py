@@ -181,12 +181,13 @@ def plain(
 
 @contextmanager
 def codistilled(
-    like: Side, flags: str = "", groups: int = 2, peer_dropout: bool = False
+    like: Side, tokens: int, flags: str = "", groups: int = 2, peer_dropout: bool = False
 ) -> Iterator[Codistilled]:
     """Give a codistilling side whose peers are live.
 
     Args:
         like: the plain side of the same size; its model is what the peers have published.
+        tokens: ``--max-tokens``, by which the form of the divergence is chosen.
         flags: more of them.
         groups: n, 1 too.
         peer_dropout: whether the peers drop out.
@@ -195,6 +196,7 @@ def codistilled(
         for group in range(1, groups):
             like.publish(Path(exchange), group)
         line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {flags}"
+        line += f" --max-tokens {tokens}"
         if peer_dropout:
             line += " --codistill-peer-dropout"
         ours = Codistilled(like.folder, like.size, line, like.device, like.dtype)

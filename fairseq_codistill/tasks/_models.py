@@ -113,10 +113,9 @@ def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
         settings = _peer_config.names_of(cfg.arch, vars(cfg))
         config = {name: getattr(cfg, name) for name in sorted(settings) if hasattr(cfg, name)}
         config["arch"] = cfg.arch
-        needed = _peer_config.required_flags(cfg.arch)
     else:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-        needed = set()
+    needed = _peer_config.required_flags(config.get("arch", config.get("_name")))
     return {name: _told(name, value, name in needed) for name, value in config.items()}
 
 
@@ -163,16 +162,14 @@ def build(
 def _as_fairseq_has_it(
     own: argparse.Namespace | DictConfig, config: dict[str, Any]
 ) -> argparse.Namespace | DictConfig:
-    """Return a configuration of ``describe`` as fairseq takes it, with what that has left out."""
+    """Return a configuration of ``describe`` as fairseq takes it."""
     mine: Any = vars(own) if isinstance(own, argparse.Namespace) else own
     config = {
         name: mine[name] if _peer_config.is_digest(value) else value
         for name, value in config.items()
     }
     if "arch" not in config:
-        same = isinstance(own, DictConfig) and own.get("_name") == config.get("_name")
-        left_out = {name: mine[name] for name in mine if name not in config} if same else {}
-        return OmegaConf.create({**left_out, **config})
+        return OmegaConf.create(config)
     base: dict[str, Any] = {}
     if isinstance(own, argparse.Namespace):
         # What it lacks of its architecture's own settings is that one's to fill in.

@@ -162,8 +162,10 @@ class _Recorder(argparse.Namespace):
         super().__setattr__(name, value)
 
 
-def required_flags(arch: str) -> set[str]:
+def required_flags(arch: str | None) -> set[str]:
     """Return the flags of an architecture that a command line must have."""
+    if arch not in ARCH_MODEL_REGISTRY:
+        return set()
     parser = _parser(arch)
     groups = (group for group in parser._mutually_exclusive_groups if group.required)
     grouped = {action.dest for group in groups for action in group._group_actions}
