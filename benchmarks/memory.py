@@ -34,7 +34,9 @@ def measured(
         sample = steps.batch(plain, tokens, classes, device)
         acts = {"plain": lambda: plain.step(sample)}
         for name, flags in steps.FORMS.items():
-            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
+            ours = stack.enter_context(
+                steps.codistilled(plain, tokens, flags, peer_dropout=peer_dropout)
+            )
             acts[name] = lambda ours=ours: ours.step(sample)
         peaks = {}
         for name, act in acts.items():

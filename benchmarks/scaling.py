@@ -40,7 +40,7 @@ def by_groups(
         acts = {"plain": lambda: plain.step(sample)}
         for n in GROUPS:
             ours = stack.enter_context(
-                steps.codistilled(plain, groups=n, peer_dropout=peer_dropout)
+                steps.codistilled(plain, tokens, groups=n, peer_dropout=peer_dropout)
             )
             acts[str(n)] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(acts, rounds, device)

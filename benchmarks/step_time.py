@@ -36,7 +36,9 @@ def measured(
         sample = steps.batch(plain, tokens, classes, device)
         contestants = {"plain": lambda: plain.step(sample)}
         for name, flags in FORMS.items():
-            ours = stack.enter_context(steps.codistilled(plain, flags, peer_dropout=peer_dropout))
+            ours = stack.enter_context(
+                steps.codistilled(plain, tokens, flags, peer_dropout=peer_dropout)
+            )
             contestants[name] = lambda ours=ours: ours.step(sample)
         seconds = measure.in_turns(contestants, rounds, device)
     row: dict[str, object] = {"model": size, "V": classes, "tokens": sample["ntokens"]}

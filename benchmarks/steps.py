@@ -181,12 +181,13 @@ def plain(
 
 @contextmanager
 def codistilled(
-    like: Side, flags: str = "", groups: int = 2, peer_dropout: bool = False
+    like: Side, tokens: int, flags: str = "", groups: int = 2, peer_dropout: bool = False
 ) -> Iterator[Codistilled]:
     """Give a codistilling side whose peers are live.
 
     Args:
         like: the plain side of the same size; its model is what the peers have published.
+        tokens: ``--max-tokens``, by which the form of the divergence is chosen.
         flags: more of them.
         groups: n, 1 too.
         peer_dropout: whether the peers drop out.
@@ -197,7 +198,7 @@ def codistilled(
         # What a group remembers lies with its checkpoints.
         saves = f"--save-dir {exchange}/saved-{groups}"
         line = f"{CODISTILLED} --codistill-dir {exchange} --codistill-num-groups {groups} {saves}"
-        line = f"{line} {flags}"
+        line = f"{line} {flags} --max-tokens {tokens}"
         if peer_dropout:
             line += " --codistill-peer-dropout"
         ours = Codistilled(like.folder, like.size, line, like.device, like.dtype)

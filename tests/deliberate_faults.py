@@ -77,6 +77,14 @@ def _objective(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
     return Fault(name, f"{OBJECTIVE}/{file}.py", old, new, tests or ("test_objective",))
 
 
+def _hidden(name: str, old: str, new: str) -> Fault:
+    return Fault(name, "fairseq_codistill/criterions/_hidden.py", old, new, ("test_own_models",))
+
+
+def _tasks(name: str, file: str, old: str, new: str) -> Fault:
+    return Fault(name, f"fairseq_codistill/tasks/{file}.py", old, new, ("test_own_models",))
+
+
 WRITE_TENSORS = '        self.store.write(f"{stem}.safetensors", data)\n'
 WRITE_MANIFEST = '        self.store.write(f"{stem}.json", content)\n'
 DELETE_MANIFEST = '            self.store.delete(f"{group_folder(group)}/{update:010d}.json")\n'
@@ -946,6 +954,113 @@ FAULTS = [
         "if not (model.training and reduce):",
         "if not reduce:",
         ("test_criterion_log",),
+    ),
+    # Other people's models.
+    _hidden(
+        "logits-are-the-layers-whatever-became-of-them",
+        "plain = first(returned[0]) is call.made and call.unchanged(layer)",
+        "plain = True",
+    ),
+    _hidden(
+        "writes-to-logits-are-not-seen",
+        "plain = first(returned[0]) is call.made and call.unchanged(layer)",
+        "plain = first(returned[0]) is call.made",
+    ),
+    _hidden(
+        "an-exchanged-weight-is-not-seen",
+        "return same and layer.weight.is_set_to(self.weight)",
+        "return same",
+    ),
+    _hidden(
+        "a-second-call-of-the-layer-is-not-seen",
+        "if len(calls) != 1 or len(returned) != 1:",
+        "if not calls:",
+    ),
+    _hidden(
+        "numbers-are-not-compared",
+        "return bool((near.all() | ~due.isfinite().all()).item())",
+        "return True",
+    ),
+    _hidden(
+        "looking-at-a-peer-draws-random-numbers",
+        "with torch.random.fork_rng(devices=cuda_devices()):",
+        "with torch.no_grad():",
+    ),
+    Fault(
+        "a-flag-that-cannot-be-honoured-is-ignored",
+        CRITERION,
+        'if self.task.cfg.codistill_head != "auto":',
+        "if False:",
+        ("test_own_models",),
+    ),
+    Fault(
+        "no-settings-but-one-row",
+        CRITERION,
+        "rows_by_settings(task.cfg.max_tokens, task.cfg.batch_size)",
+        "1",
+        ("test_own_models",),
+    ),
+    _codistillation(
+        "half-precision-on-a-gpu-is-not-looked-at",
+        "comparison",
+        "    if half_on_gpu:\n        return rows >= max(4 * width, width**2 / 64)\n",
+        "",
+        "test_comparison",
+    ),
+    _tasks(
+        "a-loss-of-ones-own-is-passed-over",
+        "codistill_translation",
+        "if fused and not (output_layer(model) and has_usual_loss(model)):",
+        "if fused and not output_layer(model):",
+    ),
+    _tasks(
+        "nonautoregressive-models-are-taken",
+        "codistill_translation",
+        '        if reason is not None:\n            raise ConfigError(f"--arch',
+        '        if False:\n            raise ConfigError(f"--arch',
+    ),
+    _tasks(
+        "attention-is-fused-in-any-decoder",
+        "_models",
+        "        type(decoder) not in (TransformerDecoderBase, TransformerDecoder)\n        or ",
+        "        decoder is None\n        and ",
+    ),
+    _tasks(
+        "what-a-peer-lacks-is-taken-from-this-group",
+        "_models",
+        "if name not in lacking}",
+        "}",
+    ),
+    _tasks(
+        "required-flags-are-asked-for",
+        "_peer_config",
+        "        action.required = False\n",
+        "        pass\n",
+    ),
+    _tasks(
+        "any-architecture-is-trusted",
+        "_peer_config",
+        "known = model in KNOWN_MODELS or arch in trusted or model in trusted",
+        "known = True",
+    ),
+    _tasks(
+        "digests-are-not-compared",
+        "_peer_config",
+        "if is_digest(value) and value != own.get(name):",
+        "if False:",
+    ),
+    _tasks(
+        "fp16-without-a-gpu-is-taken",
+        "_precision",
+        "if fp16 and flat and not _has_gpu():",
+        "if False:",
+    ),
+    Fault(
+        "batch-norm-over-one-value",
+        "fairseq_codistill/vision/models.py",
+        "    if batch_size > 1:\n",
+        "    if batch_size > 0:\n",
+        ("test_vision_errors",),
     ),
     # Peers' own predictions.
     _codistillation(

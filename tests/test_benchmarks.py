@@ -118,7 +118,7 @@ def test_peers_drop_out_if_asked(run, peer_dropout):
 
     with (
         steps.plain("tiny", 50, torch.device("cpu")) as plain,
-        steps.codistilled(plain, peer_dropout=peer_dropout) as ours,
+        steps.codistilled(plain, 50, peer_dropout=peer_dropout) as ours,
     ):
         (peer,) = ours.codistillation.peers
         assert peer.module.training is peer_dropout

@@ -78,13 +78,38 @@ def test_auto_takes_the_cheaper_one_unless_memory_decides(caplog, size, divergen
         assert f"computed in the {form} form" in caplog.text
 
 
-def test_the_first_batch_decides(caplog):
+def test_the_form_is_chosen_and_said_once(caplog):
     caplog.set_level(logging.INFO)
     comparison = Comparison(CodistillationConfig())
     assert [comparison.takes_hidden(*size) for size in (MANY_ROWS[0], FEW_ROWS[0])] == [True, True]
-    assert (
-        caplog.text.count("divergence: computed in the factored form (4000 rows of width 64") == 1
-    )
+    said = "divergence: computed in the factored form (batches of 4000 rows by the settings, width"
+    assert caplog.text.count(said) == 1
+    assert caplog.text.count("divergence: computed in") == 1
+
+
+# By their data sheets: products a second in float32 and in half precision, bytes a second.
+CARDS = {
+    "V100": (7.8e12, 62e12, 0.9e12),
+    "A100": (9.7e12, 156e12, 1.6e12),
+    "H100": (33.5e12, 495e12, 3.3e12),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("width", [512, 1024])
+def test_in_half_precision_on_a_gpu_more_rows_are_needed(card, width):
+    single, half, moved = CARDS[card]
+    classes = 32000
+    for rows in range(width, 40 * width, 500):
+        passes = 40 * rows * classes / moved
+        naive = products("naive", rows, width, classes) / half + passes
+        factored = products("factored", rows, width, classes) / single
+        # Where one is clearly faster.
+        if not naive / 1.6 < factored < naive * 1.6:
+            cheaper = factored_is_cheaper(rows, width, classes, half_on_gpu=True)
+            assert cheaper is (factored < naive), rows
+    assert factored_is_cheaper(7 * width, width, classes)
+    assert not factored_is_cheaper(7 * width, width, classes, half_on_gpu=True)
 
 
 class Model:

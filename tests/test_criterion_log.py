@@ -85,7 +85,7 @@ class Worker:
         self.side.workers.rank, self.side.workers.size = rank, size
         task = SimpleNamespace(
             target_dictionary=dictionary(),
-            cfg=SimpleNamespace(codistill_fused_ce=False),
+            cfg=SimpleNamespace(codistill_fused_ce=False, max_tokens=100, batch_size=None),
             codistillation=self.side,
         )
         self.criterion = CodistillCrossEntropyCriterion(

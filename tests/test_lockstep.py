@@ -7,8 +7,9 @@ from harness import LOCKSTEP, equal, launch
 
 # Adam and dropout, so that a resumed run needs all of its state.
 FLAGS = [*LOCKSTEP, *"--codistill-interval 5 --optimizer adam --lr 0.01 --dropout 0.1".split()]
-# An epoch has 23 updates, or half as many with two workers: the run ends in a later one.
-FLAGS += ["--max-update", "30"]
+# Batches with fewer words than four times the model's width, 64, and with more: from there on the
+# factored form is the cheaper one.  An epoch has some 20 updates, or half as many with two workers.
+FLAGS += ["--max-update", "30", "--train-subset", "test", "--max-tokens", "76"]
 
 
 @pytest.fixture(
@@ -21,6 +22,14 @@ FLAGS += ["--max-update", "30"]
 def unbroken(request, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     return request.param, launch(corpus, out, *FLAGS, workers=request.param)
+
+
+def test_batches_lie_on_both_sides_of_the_threshold(unbroken):
+    # So that the tests below could fail.
+    workers, runs = unbroken
+    for run in runs:
+        words = [line["wpb"] / workers for line in run.lines()]
+        assert min(words) < 64 - 3 < 64 + 3 < max(words)
 
 
 def test_two_runs_end_with_the_same_bits(corpus, tmp_path, unbroken):

@@ -1,6 +1,7 @@
 """Models built from a peer's configuration: no code, no files, nothing its snapshot has not."""
 
 import argparse
+import hashlib
 import json
 import resource
 
@@ -120,7 +121,7 @@ def test_what_fairseq_would_evaluate_is_refused(made, tmp_path, monkeypatch, own
 def test_fairseq_does_evaluate_it(made, tmp_path, monkeypatch):
     # So that the test above could fail.
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_models._peer_config, "check", lambda config, own: None)
+    monkeypatch.setattr(_models._peer_config, "check", lambda *_: None)
     # It is built twice.
     with pytest.raises(FileExistsError):
         build(made, described(made["lstm"]) | {"decoder_attention": TRAP})
@@ -194,7 +195,10 @@ def test_a_peer_with_adaptive_softmax_is_refused(made):
         build(made, config)
 
 
-def test_what_is_not_a_number_to_json_is_not_described(made):
+def test_what_is_not_a_number_to_json_is_described_by_its_digest(made):
     cfg = argparse.Namespace(**vars(made["transformer"].cfg.model))
     cfg.dropout = float("inf")
-    assert "dropout" not in _models.describe(cfg)
+    digest = hashlib.sha256(b"inf").hexdigest()
+    assert _models.describe(cfg)["dropout"] == {"sha256": digest}
+    with pytest.raises(ValueError, match="dropout is told by its digest alone, and this group has"):
+        build(made, _models.describe(cfg))

@@ -108,6 +108,15 @@ def test_an_image_with_a_sound_beginning_stops_training_when_it_is_met(data, tmp
         ("--codistill-head factored", "--codistill-head factored is for large vocabularies"),
         ("--codistill-head chunked", "--codistill-head chunked is for large vocabularies, and"),
         ("--codistill-fused-ce", "--codistill-fused-ce is for large vocabularies"),
+        ("--codistill-trust-arch x", "--codistill-trust-arch x is for translation"),
+        (
+            "--batch-size 1 --arch resnet18",
+            "--batch-size 1 does not go with --arch resnet18",
+        ),
+        (
+            "--batch-size 1 --arch resnet18 --dry-run",
+            "batch norm has nothing to average over",
+        ),
     ],
 )
 def test_settings(data, tmp_path, capfd, flags, says):

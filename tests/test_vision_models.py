@@ -131,6 +131,38 @@ def test_an_image_size_that_the_model_cannot_take(arch, side):
         models.check_image_size(config, side)
 
 
+@pytest.mark.parametrize(
+    ("arch", "side", "batch", "takes"),
+    [
+        ("resnet18", 32, 1, False),
+        ("resnet18", 32, 2, True),
+        ("resnet18", 64, 1, True),
+        ("regnet_y_400mf", 32, 1, False),
+        ("regnet_y_400mf", 64, 1, True),
+        ("mobilenet_v3_small", 32, 1, False),
+        ("vgg11", 32, 1, True),
+        ("convnext_tiny", 32, 1, True),
+        ("resnet8_cifar", 12, 1, True),
+    ],
+)
+def test_batch_norm_of_one_value_is_refused_and_nothing_else(arch, side, batch, takes):
+    config = models.describe(arch, 10, 16, side)
+    if takes:
+        models.check_batch_size(config, side, batch)
+    else:
+        says = f"^--batch-size 1 does not go with --arch {arch} and --image-size {side} "
+        with pytest.raises(ConfigError, match=says):
+            models.check_batch_size(config, side, batch)
+    # So it is.
+    model = models.student(config).train()
+    images = torch.randn(batch, 3, side, side)
+    if takes:
+        assert model(images).shape == (batch, 10)
+    else:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            model(images)
+
+
 @pytest.mark.full
 def test_every_model_takes_the_size_that_it_was_made_for():
     for arch in models.names():

@@ -221,15 +221,18 @@ class Codistillation:
         ages = [self.update - peer.update for peer in self._live() if peer.update is not None]
         return sum(ages) / len(ages) if ages and self.alpha > 0 else None
 
-    def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
-        """Whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
+    def takes_hidden(
+        self, rows: int, width: int, classes: int, *, half_on_gpu: bool = False
+    ) -> bool:
+        """Return whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
 
         Args:
-            rows: of the first batch, padding left out.
+            rows: of a batch, by the settings: the same on all workers and after a resume.
             width: of the student's hidden states.
             classes: of its output layer.
+            half_on_gpu: whether logits are computed in half precision on a GPU.
         """
-        return self._compare.takes_hidden(rows, width, classes)
+        return self._compare.takes_hidden(rows, width, classes, half_on_gpu=half_on_gpu)
 
     def term(
         self,

@@ -39,18 +39,25 @@ MANY_LOGITS = 2**27
 FACTORED = ("logit-mse", "centered-logit-mse")
 
 
-def factored_is_cheaper(rows: int, width: int, classes: int) -> bool:
-    """Whether the factored form takes less time than the naive one.
+def factored_is_cheaper(rows: int, width: int, classes: int, *, half_on_gpu: bool = False) -> bool:
+    """Return whether the factored form takes less time than the naive one.
 
     It saves the N V d products of the peer's logits and several passes over N V numbers, and costs
     four products of V d^2: from N = 4 d on it is cheaper, and a little before that where the passes
     weigh.  A rule of arithmetic, with what a CPU showed (benchmarks/README.md).
 
+    On a GPU in half precision the products saved are ten times as fast, or faster, and those paid
+    for stay in float32.  What is left to save are the passes, some 40 bytes a logit: by the data
+    sheets of V100, A100 and H100 that pays from N = d^2 / 100 to d^2 / 60 on.  Not measured yet.
+
     Args:
         rows: N, tokens of a batch.
         width: d, of the hidden states.
         classes: V.
+        half_on_gpu: whether logits are computed in half precision on a GPU.
     """
+    if half_on_gpu:
+        return rows >= max(4 * width, width**2 / 64)
     return rows >= (3.5 if rows * classes >= LARGE else 4) * width
 
 
@@ -78,23 +85,34 @@ class Comparison:
         self._student = None
         self._crosses.clear()
 
-    def takes_hidden(self, rows: int, width: int, classes: int) -> bool:
-        """Whether outputs are wanted as ``Hidden``; the first batch decides for all.
+    def takes_hidden(
+        self, rows: int, width: int, classes: int, *, half_on_gpu: bool = False
+    ) -> bool:
+        """Return whether outputs are wanted as ``Hidden``.
+
+        The forms differ in rounding.  So that a resumed run has the bits of an unbroken one, and
+        all workers of a group take one form, nothing here may depend on a batch or on time.
 
         Args:
-            rows: of the batch, padding left out.
+            rows: of a batch, by the settings.
             width: of the student's hidden states.
             classes: of its output layer.
+            half_on_gpu: whether logits are computed in half precision on a GPU.
         """
         if self._form == "auto":
-            self._form = self._best_form(rows, width, classes)
-        self._say_form(self._form, f"{rows} rows of width {width}, {classes} classes")
+            self._form = self._best_form(rows, width, classes, half_on_gpu)
+        where = ", half precision on a GPU" if half_on_gpu else ""
+        self._say_form(
+            self._form,
+            f"batches of {rows} rows by the settings, width {width}, {classes} classes{where}",
+        )
         return self._form != "naive"
 
-    def _best_form(self, rows: int, width: int, classes: int) -> str:
+    def _best_form(self, rows: int, width: int, classes: int, half_on_gpu: bool) -> str:
         # Where logits are not to be made whole, memory decides and not time.
         whole = rows * classes < MANY_LOGITS and not self._fused
-        if self._can_factor and (not whole or factored_is_cheaper(rows, width, classes)):
+        cheaper = factored_is_cheaper(rows, width, classes, half_on_gpu=half_on_gpu)
+        if self._can_factor and (not whole or cheaper):
             return "factored"
         return "naive" if whole else "chunked"
 

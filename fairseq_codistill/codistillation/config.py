@@ -77,6 +77,11 @@ class CodistillationConfig:
     codistill_teachers: Optional[str] = _flag(
         None, "trained models to learn from as from peers that never change: checkpoints, A:B:..."
     )
+    codistill_trust_arch: Optional[str] = _flag(
+        None,
+        "architectures of your own that peers may have besides this group's and those that are "
+        "known to read no files, A:B:...",
+    )
     codistill_divergence: str = _flag(
         "logit-mse", "distance of the student's from a peer's logits: " + ", ".join(DIVERGENCES)
     )
@@ -84,7 +89,7 @@ class CodistillationConfig:
         "auto",
         "how the divergence is computed; naive: from both models' logits; factored: the same from "
         "their last hidden states, without the peers' logits (not for kl); chunked: some tokens' "
-        "logits at a time; auto: what costs least",
+        "logits at a time; auto: what costs least, by --max-tokens and the model's size",
     )
     codistill_fused_ce: bool = _flag(
         False, "compute the cross-entropy from some tokens' logits at a time: much less memory"
@@ -153,6 +158,11 @@ class CodistillationConfig:
         return self.codistill_teachers.split(":") if self.codistill_teachers else []
 
     @property
+    def trusted_archs(self) -> List[str]:
+        """The architectures that peers may have because the user trusts them."""
+        return self.codistill_trust_arch.split(":") if self.codistill_trust_arch else []
+
+    @property
     def codistils(self) -> bool:
         """Whether there is anybody to learn from."""
         return self.codistill_num_groups > 1 or bool(self.teachers)
@@ -191,6 +201,11 @@ class CodistillationConfig:
             raise ConfigError(
                 f"--codistill-teachers '{self.codistill_teachers}' has a file without a name; give "
                 "checkpoints with a colon between them, or leave the flag out"
+            )
+        if "" in self.trusted_archs or self.codistill_trust_arch == "":
+            raise ConfigError(
+                f"--codistill-trust-arch '{self.codistill_trust_arch}' has an empty name; give "
+                "architectures with a colon between them, or leave the flag out"
             )
         _at_least("every", self.codistill_every, 1)
         _positive("timeout", self.codistill_timeout)

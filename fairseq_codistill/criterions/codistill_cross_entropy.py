@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
@@ -15,8 +16,12 @@ from torch.nn import functional as F
 
 from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
 from fairseq_codistill.criterions import _hidden
+from fairseq_codistill.criterions._rows import rows_by_settings
 from fairseq_codistill.objective import Hidden, fused_cross_entropy
+from fairseq_codistill.records import get_logger
 from fairseq_codistill.sentences import errors_as_sentences
+
+logger = get_logger(__name__)
 
 CRITERION = "codistill_cross_entropy"
 
@@ -56,11 +61,16 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         self.sentence_avg = sentence_avg
         self.label_smoothing = label_smoothing
         self.fused: bool = task.cfg.codistill_fused_ce
+        self._rows = rows_by_settings(task.cfg.max_tokens, task.cfg.batch_size)
+        self._of_peer = _hidden.PeerOutputs()
+        # Whether the numbers of a forward pass bear out what was seen of it; None before the first.
+        self._confirmed: bool | None = None
+        self._said = False
 
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Give the loss of a batch, the number it is to be divided by, and what is logged.
+        """Return the loss of a batch, the number it is to be divided by, and what is logged.
 
         Args:
             model: the student.
@@ -68,23 +78,27 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             reduce: sum over the tokens (otherwise one loss a token, without codistillation).
         """
         keep = sample["target"] != self.padding_idx
-        layer = _hidden.output_layer(model) if model.training else None
-        logits: Tensor | None = None
+        codistillation: Codistillation | None = None
+        layer: nn.Linear | None = None
+        fused = False
+        if model.training and reduce:
+            codistillation, fused = self.task.codistillation, self.fused
+            layer = self._layer_to_watch(codistillation, model)
+        with errors_as_sentences():
+            seen = self._run(model, sample["net_input"], layer, fused)
+            logits: Tensor | None = None
+            if codistillation is not None and not fused:
+                logits = _hidden.logits_of(model, seen.output, sample["target"])
         hidden: Hidden | None = None
-        if self.fused and layer is not None and reduce:
-            features = model(**sample["net_input"], features_only=True)[0]
-            hidden = _hidden.hidden(features[keep], layer)
+        if layer is not None and seen.hidden is not None:
+            hidden = _hidden.hidden(seen.hidden[keep], layer)
+        if fused:
+            assert hidden is not None
             smoothed, nll = fused_cross_entropy(
                 hidden.rows, hidden.head, sample["target"][keep], self.label_smoothing
             )
         else:
-            # What goes into the output layer may be all that the divergence needs.
-            with _hidden.watch(layer) as seen:
-                net_output = model(**sample["net_input"])
-            logits = net_output[0]
-            if layer is not None:
-                hidden = _hidden.hidden(seen[-1][keep], layer)
-            smoothed, nll = self._cross_entropy(model, net_output, sample, reduce)
+            smoothed, nll = self._cross_entropy(model, seen.output, sample, reduce)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output: dict[str, Any] = {
             "loss": nll.data,
@@ -97,9 +111,9 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             return nll, sample_size, logging_output
 
         loss = smoothed
-        codistillation: Codistillation | None = self.task.codistillation
         if codistillation is not None:
-            divergence = self._divergence(codistillation, logits, hidden, sample, keep)
+            with errors_as_sentences():
+                divergence = self._divergence(codistillation, logits, hidden, sample, keep)
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
@@ -121,6 +135,70 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 logging_output[f"codistill_{change}"] = count if leads else 0
         logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
+
+    def _layer_to_watch(
+        self, codistillation: Codistillation | None, model: nn.Module
+    ) -> nn.Linear | None:
+        """Return the model's output layer if what goes into it may be all that is needed."""
+        layer = _hidden.output_layer(model)
+        if layer is None or self._confirmed is False:
+            return None
+        wanted = self.fused
+        if codistillation is not None:
+            weight = layer.weight
+            half = self.task.cfg.amp or weight.dtype in (torch.float16, torch.bfloat16)
+            wanted |= codistillation.takes_hidden(
+                self._rows,
+                layer.in_features,
+                layer.out_features,
+                half_on_gpu=half and weight.device.type == "cuda",
+            )
+        return layer if wanted else None
+
+    def _run(
+        self, model: nn.Module, net_input: dict[str, Any], layer: nn.Linear | None, fused: bool
+    ) -> _hidden.Seen:
+        """Run the student.
+
+        Args:
+            model: it.
+            net_input: of the batch.
+            layer: from ``_layer_to_watch``.
+            fused: make no logits.
+
+        Raises:
+            ConfigError: if a flag cannot be honoured with this model.
+        """
+        seen = _hidden.run(model, net_input, layer, logits=not fused)
+        if seen.hidden is not None and self._confirmed is None:
+            assert layer is not None
+            self._confirmed = _hidden.confirmed(seen, layer, logits=not fused)
+            if not self._confirmed:
+                seen = _hidden.Seen(seen.output)
+        if seen.hidden is None and (fused or layer is not None):
+            self._not_plain(model, fused)
+        return seen
+
+    def _not_plain(self, model: nn.Module, fused: bool) -> None:
+        """Go on in the naive form, unless the user has asked for another.
+
+        Raises:
+            ConfigError: if a flag cannot be honoured.
+        """
+        why = (
+            f"the logits of the model ({type(_hidden.bare(model)).__name__}) are not its output "
+            "layer's alone: it changes them, or calls the layer more than once"
+        )
+        if fused:
+            raise ConfigError(f"--codistill-fused-ce: {why}; leave the flag out")
+        if self.task.cfg.codistill_head != "auto":
+            raise ConfigError(
+                f"--codistill-head {self.task.cfg.codistill_head}: {why}; give naive, or leave it "
+                "out"
+            )
+        if not self._said:
+            self._said = True
+            logger.info("%s; the divergence is computed in the naive form all the same", why)
 
     def _cross_entropy(
         self, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool
@@ -145,36 +223,36 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         )
         return nll, nll
 
-    @staticmethod
     def _divergence(
+        self,
         codistillation: Codistillation,
         logits: Tensor | None,
         hidden: Hidden | None,
         sample: dict[str, Any],
         keep: Tensor,
     ) -> Tensor | None:
-        """Give the divergence summed over the target tokens, padding left out.
+        """Return the divergence summed over the target tokens, padding left out.
 
         Args:
             codistillation: this group's side.
             logits: the student's, (sentences, tokens, V), if they were made.
-            hidden: the student's output on the target tokens before its output layer, if it has a
-                plain one; one of the two there is.
+            hidden: the student's output on the target tokens before its output layer, if that is
+                wanted; one of the two is there.
             sample: the batch.
             keep: which target tokens are none of padding, (sentences, tokens).
         """
         net_input, target = sample["net_input"], sample["target"]
         if hidden is not None:
-            classes, width = hidden.head.weight.shape
-            takes_hidden = codistillation.takes_hidden(sample["ntokens"], width, classes)
-            if takes_hidden or logits is None:
-                rows = codistillation.term(
-                    hidden, lambda peer: _hidden.of_peer(peer, net_input, keep), target[keep]
-                )
-                return None if rows is None else rows.sum()
+            rows = codistillation.term(
+                hidden, lambda peer: self._of_peer(peer, net_input, target, keep), target[keep]
+            )
+            return None if rows is None else rows.sum()
         assert logits is not None
-        targets = target.masked_fill(~keep, -1)
-        rows = codistillation.term(logits, lambda peer: peer(**net_input)[0], targets)
+        rows = codistillation.term(
+            logits,
+            lambda peer: _hidden.logits_of(peer, peer(**net_input), target),
+            target.masked_fill(~keep, -1),
+        )
         return None if rows is None else rows.masked_fill(~keep, 0).sum()
 
     @staticmethod

@@ -1,14 +1,19 @@
 """A fairseq model's configuration as plain JSON for the manifest, and models built from it."""
 
 import argparse
+import inspect
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.models.transformer import (
+    TransformerDecoder,
+    TransformerDecoderBase,
+    TransformerModelBase,
+)
 from fairseq.modules import MultiheadAttention
 from fairseq.modules.dynamic_convolution import DynamicConv_scripatable
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
@@ -51,7 +56,11 @@ def fuse_attention(model: nn.Module) -> None:
         model: of a peer or a teacher; any other than fairseq's own transformers stays as it is.
     """
     decoder = getattr(model, "decoder", None)
-    if getattr(type(decoder), "output_layer", None) is not TransformerDecoderBase.output_layer:
+    # Others may make logits of the weights, as one that copies words from the source does.
+    if (
+        type(decoder) not in (TransformerDecoderBase, TransformerDecoder)
+        or type(model).forward is not TransformerModelBase.forward
+    ):
         return
     for layer in model.modules():
         attention: Any = getattr(layer, "encoder_attn", None)
@@ -68,20 +77,46 @@ def _nothing_kept(
     return args, kwargs | {"static_kv": False, "need_weights": False, "need_head_weights": False}
 
 
+def why_no_logits(model: nn.Module) -> str | None:
+    """Return why a model gives no logits that can be compared, or None if it does give them.
+
+    Args:
+        model: a student, peer or teacher, as it was built.
+    """
+    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
+        return "its model has adaptive softmax, and so no plain logits to compare"
+    try:
+        inspect.signature(model.forward).bind(
+            src_tokens=None, src_lengths=None, prev_output_tokens=None
+        )
+    except TypeError as error:
+        return (
+            "its model's forward pass cannot do with source and previous target tokens alone "
+            f"({error}), as those of nonautoregressive models cannot, so it has no plain logits to "
+            "compare"
+        )
+    return None
+
+
 def describe(cfg: argparse.Namespace | DictConfig) -> dict[str, Any]:
-    """Give what another group needs to build this model, and nothing else of the command line.
+    """Return what another group needs to build this model, and nothing else of the command line.
+
+    Names of files stay here: a peer's weights come from its snapshot and from nowhere else.  Of
+    those that a model may need, and of what is not JSON, there is a digest; who has the same builds
+    with its own.
 
     Args:
         cfg: what fairseq hands to ``task.build_model``: a namespace of all flags for models
             registered with ``add_args``, a config of the model alone for the others.
     """
     if isinstance(cfg, argparse.Namespace):
-        flags = _peer_config.flags_of(cfg.arch)
-        config = {name: getattr(cfg, name) for name in sorted(flags) if hasattr(cfg, name)}
+        settings = _peer_config.names_of(cfg.arch, vars(cfg))
+        config = {name: getattr(cfg, name) for name in sorted(settings) if hasattr(cfg, name)}
         config["arch"] = cfg.arch
     else:
         config = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    return _without_files({name: value for name, value in config.items() if _is_json(value)})
+    needed = _peer_config.required_flags(config.get("arch", config.get("_name")))
+    return {name: _told(name, value, name in needed) for name, value in config.items()}
 
 
 def build(
@@ -90,6 +125,7 @@ def build(
     config: dict[str, Any],
     like: Tensor,
     tensors: Mapping[str, Tensor] | None = None,
+    trusted: Collection[str] = (),
 ) -> nn.Module:
     """Build the model of a manifest on the device and in the dtype of ``like``.
 
@@ -100,20 +136,23 @@ def build(
         like: a parameter of the student.
         tensors: what the snapshot holds.  The model must have these names and shapes, which is
             found out before it gets any memory.
+        trusted: architectures and models, besides fairseq's and this group's, that may be built.
 
     Raises:
         ValueError: if ``config`` names no architecture, or one that must not or cannot be built.
     """
-    trusted = describe(own)
-    _peer_config.check(config, trusted)
-    if config != trusted:
+    described = describe(own)
+    beside = vars(own) if isinstance(own, argparse.Namespace) else {}
+    _peer_config.check(config, described, trusted, beside)
+    if config != described:
         # A model on this device has shapes and no numbers, whatever its size.
         with torch.device("meta"), _at_most(MOST_PARTS if tensors is None else 8 * len(tensors)):
             trial = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
         if tensors is not None and _shapes(trial.state_dict()) != _shapes(tensors):
             raise ValueError("its tensors' names and shapes are not those of its model")
-        if getattr(getattr(trial, "decoder", None), "adaptive_softmax", None) is not None:
-            raise ValueError("it has adaptive softmax, and so no plain logits to compare")
+        reason = why_no_logits(trial)
+        if reason is not None:
+            raise ValueError(reason)
     # Not task.build_model: a task may keep what that built, for generation in validation.
     model = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
     fuse_attention(model)
@@ -123,9 +162,19 @@ def build(
 def _as_fairseq_has_it(
     own: argparse.Namespace | DictConfig, config: dict[str, Any]
 ) -> argparse.Namespace | DictConfig:
+    """Return a configuration of ``describe`` as fairseq takes it."""
+    mine: Any = vars(own) if isinstance(own, argparse.Namespace) else own
+    config = {
+        name: mine[name] if _peer_config.is_digest(value) else value
+        for name, value in config.items()
+    }
     if "arch" not in config:
         return OmegaConf.create(config)
-    base = vars(own) if isinstance(own, argparse.Namespace) else {}
+    base: dict[str, Any] = {}
+    if isinstance(own, argparse.Namespace):
+        # What it lacks of its architecture's own settings is that one's to fill in.
+        lacking = _peer_config.names_of(config["arch"], mine) - config.keys()
+        base = {name: value for name, value in mine.items() if name not in lacking}
     # fairseq looks at _name first, and that one is this group's.
     return argparse.Namespace(**{**base, **config, "_name": config["arch"]})
 
@@ -161,9 +210,20 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _without_files(config: dict[str, Any]) -> dict[str, Any]:
-    """Forget pretrained files: a peer's weights come from its snapshot and from nowhere else."""
-    return {name: None if name.endswith("_path") else v for name, v in config.items()}
+def _told(name: str, value: Any, needed: bool) -> Any:
+    """Return what others are told of a setting.
+
+    Args:
+        name: of the setting.
+        value: from the command line.
+        needed: whether a model must have it.
+    """
+    if name.endswith("_path") and not needed:
+        # Of pretrained weights.
+        return None
+    if not _is_json(value):
+        return _peer_config.digest(repr(value))
+    return _peer_config.digest(value) if _peer_config.names_a_file(name, value) else value
 
 
 def _is_json(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fairseq_codistill.codistillation import ConfigError, cuda_devices
 from fairseq_codistill.records import get_logger
-from fairseq_codistill.tasks import _models
+from fairseq_codistill.tasks import _models, _peer_config
 
 logger = get_logger(__name__)
 
@@ -52,11 +52,9 @@ def load(path: str, task: TranslationTask, student: nn.Module) -> nn.Module:
             f"{flag}: its model cannot be built ({_said(error)}); name another checkpoint, or give "
             "--user-dir what its architecture needs"
         ) from error
-    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
-        raise ConfigError(
-            f"{flag}: its model has adaptive softmax, and so no plain logits to compare; name "
-            "another"
-        )
+    reason = _models.why_no_logits(model)
+    if reason is not None:
+        raise ConfigError(f"{flag}: {reason}; name another")
     try:
         model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
@@ -89,7 +87,11 @@ def _without_files(settings: argparse.Namespace | DictConfig) -> argparse.Namesp
     """Forget pretrained files: the weights are in the checkpoint, and those need not be here."""
     named = isinstance(settings, argparse.Namespace)
     values = vars(settings) if named else OmegaConf.to_container(settings)
-    values = {name: None if name.endswith("_path") else value for name, value in values.items()}
+    needed = _peer_config.required_flags(settings.arch) if named else set()
+    values = {
+        name: None if name.endswith("_path") and name not in needed else value
+        for name, value in values.items()
+    }
     return argparse.Namespace(**values) if named else OmegaConf.create(values)
 
 

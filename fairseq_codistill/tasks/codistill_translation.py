@@ -29,11 +29,11 @@ from fairseq_codistill.codistillation import (
     leave_evidence,
 )
 from fairseq_codistill.codistillation.assigned import refuse_lost_gpus
-from fairseq_codistill.criterions._hidden import output_layer
+from fairseq_codistill.criterions._hidden import has_usual_loss, output_layer
 from fairseq_codistill.criterions.codistill_cross_entropy import CRITERION
 from fairseq_codistill.records import Memory, get_logger
 from fairseq_codistill.sentences import errors_as_sentences, exhaustion_is_final
-from fairseq_codistill.tasks import _models, _safe_globals, _teachers
+from fairseq_codistill.tasks import _models, _peer_config, _precision, _safe_globals, _teachers
 
 logger = get_logger(__name__)
 
@@ -51,6 +51,12 @@ class CodistillTranslationConfig(CodistillationConfig, TranslationConfig):
 
     seed: int = II("common.seed")
     amp: bool = II("common.amp")
+    fp16: bool = II("common.fp16")
+    memory_efficient_fp16: bool = II("common.memory_efficient_fp16")
+    fp16_no_flatten_grads: bool = II("common.fp16_no_flatten_grads")
+    tpu: bool = II("common.tpu")
+    max_tokens: int | None = II("dataset.max_tokens")
+    batch_size: int | None = II("dataset.batch_size")
     ddp_backend: str = II("distributed_training.ddp_backend")
     find_unused_parameters: bool = II("distributed_training.find_unused_parameters")
     save_dir: str = II("checkpoint.save_dir")
@@ -92,22 +98,38 @@ class CodistillTranslationTask(TranslationTask):
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
         """Build the student."""
         model = super().build_model(cfg, from_checkpoint)
-        decoder = getattr(model, "decoder", None)
-        if getattr(decoder, "adaptive_softmax", None) is not None:
-            with errors_as_sentences():
-                raise ConfigError(
-                    "--adaptive-softmax-cutoff: a model with adaptive softmax has no plain logits "
-                    "to compare; leave it out"
-                )
-        if self.cfg.codistill_fused_ce and output_layer(model) is None:
-            with errors_as_sentences():
-                raise ConfigError(
-                    f"--codistill-fused-ce: the model ({type(model).__name__}) has no plain output "
-                    "layer that could be left for later; leave the flag out"
-                )
+        with errors_as_sentences():
+            self._check_model(model, from_checkpoint)
         _models.clear_unused(model)
         self._model_cfg = cfg
         return model
+
+    def _check_model(self, model: nn.Module, from_checkpoint: bool) -> None:
+        """Refuse what this model cannot do, as far as that shows before it has run."""
+        name = type(model).__name__
+        if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
+            raise ConfigError(
+                "--adaptive-softmax-cutoff: a model with adaptive softmax has no plain logits "
+                "to compare; leave it out"
+            )
+        if from_checkpoint:
+            # It is not to be trained.
+            return
+        reason = _models.why_no_logits(model)
+        if reason is not None:
+            raise ConfigError(f"--arch ({name}): {reason}; choose another architecture")
+        fused, head = self.cfg.codistill_fused_ce, self.cfg.codistill_head
+        if fused and not (output_layer(model) and has_usual_loss(model)):
+            raise ConfigError(
+                f"--codistill-fused-ce: the model ({name}) has no plain output layer that could "
+                "be left for later, or a loss of its own; leave the flag out"
+            )
+        codistils = CodistillationConfig.of(self.cfg).codistils
+        if codistils and head in ("factored", "chunked") and output_layer(model) is None:
+            raise ConfigError(
+                f"--codistill-head {head}: the model ({name}) has no plain output layer that could "
+                "be left for later; give auto or naive, or leave the flag out"
+            )
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> nn.Module:
         """Build the criterion; it can only be the one that belongs to this task."""
@@ -128,6 +150,9 @@ class CodistillTranslationTask(TranslationTask):
                     "--codistill-fused-ce does not go with --find-unused-parameters, which would "
                     "take the output layer for unused; leave one of them out"
                 )
+            if not from_checkpoint:
+                flat = not (self.cfg.memory_efficient_fp16 or self.cfg.fp16_no_flatten_grads)
+                _precision.check(fp16=self.cfg.fp16, flat=flat, tpu=self.cfg.tpu)
             criterion = super().build_criterion(cfg, from_checkpoint=from_checkpoint)
         if not from_checkpoint:
             self._end.watch()
@@ -206,12 +231,21 @@ class CodistillTranslationTask(TranslationTask):
         assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
         own_cfg = self._model_cfg
         like = next(model.parameters())
+        trusted = settings.trusted_archs
+        for name in trusted:
+            if not _peer_config.is_known(name):
+                raise ConfigError(
+                    f"--codistill-trust-arch {name}: there is no such architecture; name one that "
+                    "fairseq or --user-dir has"
+                )
         group = Group(
             seed=self.cfg.seed,
             vocabulary=vocabulary_digest(self.target_dictionary.symbols),
             source_vocabulary=vocabulary_digest(self.source_dictionary.symbols),
             model=_models.describe(own_cfg),
-            build=lambda config, tensors: _models.build(self, own_cfg, config, like, tensors),
+            build=lambda config, tensors: _models.build(
+                self, own_cfg, config, like, tensors, trusted
+            ),
             like=like,
         )
         dtype = settings.codistill_peer_dtype

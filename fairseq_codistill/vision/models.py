@@ -98,6 +98,32 @@ def check_image_size(config: Mapping[str, Any], image_size: int) -> None:
         )
 
 
+def check_batch_size(config: Mapping[str, Any], image_size: int, batch_size: int) -> None:
+    """Make sure that a model of ``describe`` trains on so many images; it gets no memory.
+
+    Batch norm cannot if it has one value of a channel: of one image that is one pixel by then.
+
+    Args:
+        config: from ``describe``.
+        image_size: in pixels; one that the model takes.
+        batch_size: images of a worker's micro-batch.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if batch_size > 1:
+        return
+    model = _without_memory(config).to("meta").train()
+    try:
+        with torch.no_grad():
+            model(torch.empty(batch_size, 3, image_size, image_size, device="meta"))
+    except ValueError as error:
+        raise ConfigError(
+            f"--batch-size {batch_size} does not go with --arch {config['arch']} and --image-size "
+            f"{image_size} ({error}): batch norm has nothing to average over; give 2 or more"
+        ) from error
+
+
 def peer(
     config: Mapping[str, Any],
     own: Mapping[str, Any],

@@ -39,6 +39,7 @@ def _tell(config: VisionConfig, workers: int) -> None:
     # For its check of the name: a dry run may come before the data.
     described = models.describe(config.arch, 1, config.width, config.image_size)
     models.check_image_size(described, config.image_size)
+    models.check_batch_size(described, config.image_size, config.batch_size)
     updates = None
     chosen = []
     if Path(config.data).exists():

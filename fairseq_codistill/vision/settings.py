@@ -241,6 +241,11 @@ class VisionConfig(CodistillationConfig):
                     f"--codistill-{flag} is for large vocabularies, and images have none; leave it "
                     "out"
                 )
+        if self.codistill_trust_arch is not None:
+            raise ConfigError(
+                f"--codistill-trust-arch {self.codistill_trust_arch} is for translation: peers of "
+                "images may have any architecture of this program; leave it out"
+            )
         self._check_exchange()
         self._check_schedules()
 

@@ -68,6 +68,7 @@ class Trainer:
             config.arch, len(self._folders.classes), config.width, config.image_size
         )
         models.check_image_size(self._described, config.image_size)
+        models.check_batch_size(self._described, config.image_size, config.batch_size)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(config.seed)
         self._model = models.student(self._described, config.zero_init_gamma)
