@@ -14,7 +14,7 @@ from fairseq_codistill.exchange.errors import (
 from fairseq_codistill.exchange.exchange import Draft, Exchange, Snapshot
 from fairseq_codistill.exchange.manifest import Manifest
 from fairseq_codistill.exchange.prefetcher import Prefetcher
-from fairseq_codistill.exchange.presence import Alive, Presence, read_alive
+from fairseq_codistill.exchange.presence import Alive, Presence, lives, read_alive
 from fairseq_codistill.exchange.publisher import Publisher
 from fairseq_codistill.exchange.reader import Reader
 from fairseq_codistill.exchange.signing import key_from, warn_of_short
@@ -40,6 +40,7 @@ __all__ = [
     "Store",
     "copy_out",
     "key_from",
+    "lives",
     "read_alive",
     "ready_to_use",
     "shapes_digest",

@@ -76,9 +76,13 @@ class Reader:
     def newest(self, peer: int, above: int) -> Snapshot | None:
         """Read a peer's newest sound snapshot after update ``above``; None if there is none.
 
-        What was rejected before is not read again.
+        What was rejected before is not read again.  If the one of ``above`` is there no more and
+        none is newer, the peer has started over, and its newest one takes its place.
         """
-        for update in self.exchange.updates(peer):
+        updates = self.exchange.updates(peer)
+        if above not in updates:
+            above = -1
+        for update in updates:
             if update <= above:
                 break
             if (peer, update) in self._rejected:

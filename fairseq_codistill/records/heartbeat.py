@@ -2,12 +2,14 @@
 
 Anybody who can write to the exchange can write it, and it is not signed: a reader takes it for
 data, checks every field, and obeys nothing in it.
+
+Its time is that of the writer's clock, which may be hours off the reader's.  Whether a process
+lives is seen by watching whether its heartbeat changes, never by comparing the two clocks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,6 @@ from fairseq_codistill.records.guarded import read_file
 from fairseq_codistill.records.strict_json import is_text, is_whole, parse_object
 
 NAME = "alive.json"
-
-# A process that has not written for this long, by the reader's clock, is taken for dead.
-FRESH_SECONDS = 60.0
 
 LONGEST_TEXT = 4096
 
@@ -31,7 +30,7 @@ class Alive:
         run_id: the run it takes part in.
         nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
         update: updates made so far.
-        time: when this was written, seconds since the epoch of Unix.
+        time: when this was written by the writer's clock, seconds since the epoch of Unix.
         finished: training has reached its end, and the last snapshot is published.
         running: False once the process has ended in an orderly way, finished or not.
         seed: the group's seed, if it is told.
@@ -52,11 +51,6 @@ class Alive:
     restarts: int = 0
     epoch: int = 1
     peers: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def fresh(self) -> bool:
-        """Whether its process probably runs now."""
-        return self.running and time.time() - self.time < FRESH_SECONDS
 
 
 # What every heartbeat has; the rest came later, and another implementation may not have it.
