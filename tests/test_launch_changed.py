@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fairseq import options as fairseq_options
 from harness import BIN, CODISTILL, MODEL, SETTINGS, environment
 
 from fairseq_codistill import cli
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import changed, record, run
-from fairseq_codistill.launch.commands import exchange_address
+from fairseq_codistill.launch import changed, record, run, settings
+from fairseq_codistill.launch.commands import exchange_address, workers_of
 
 TRAIN = "fairseq-train data --cpu --lr 0.5 --codistill-interval 50"
 HYDRA = "fairseq-hydra-train common.cpu=true --config-dir conf --config-name tiny"
@@ -51,10 +53,9 @@ def launched(line: str, trained: bool = True, **options: object) -> None:
         plan.out,
         record.Identity(plan.run_id, plan.nonces),
         said.command,
-        [[] for _ in range(plan.groups)],
+        [workers_of(plan, group, port=1) for group in range(plan.groups)],
         said.for_the_record(),
         exchange_address(plan),
-        plan.devices.workers,
         changed.files_of(plan),
     )
     if trained:
@@ -88,6 +89,8 @@ def again(line: str, allow: Sequence[str] = (), out: Path | None = None, **optio
         (f"{TRAIN} --seed 1", f"{TRAIN} --seed 2", "seed", "--seed was 1 and is 2 now"),
         (TRAIN, f"{TRAIN} --seed 2", "seed", "--seed was 1 and is 2 now"),
         (TRAIN, f"{TRAIN} --codistill-dir x", "codistill-dir", "/out/exchange and is x now"),
+        (TRAIN, f"{TRAIN} --update-freq 2", "update-freq", "--update-freq was 1 and is 2 now"),
+        (TRAIN, f"{TRAIN} --user-dir x", "user-dir", "--user-dir was not given and is x now"),
         (HYDRA, f"{HYDRA} optimization.lr=[0.1]", "optimization.lr", "optimization.lr was not giv"),
         (
             f"{HYDRA} ++optimization.lr=[0.5]",
@@ -98,7 +101,7 @@ def again(line: str, allow: Sequence[str] = (), out: Path | None = None, **optio
         (f"{HYDRA} lr_scheduler.max_update=9", HYDRA, "lr_scheduler.max_update", "was 9 and is no"),
         (HYDRA, f"{HYDRA} ~optimization.lr", "~optimization.lr", "~optimization.lr was not given"),
         (VISION, f"{VISION} --no-nesterov", "nesterov", "--nesterov was not given and is false n"),
-        (VISION, f"{VISION} --epochs 9", "epochs", "--epochs was not given and is 9 now"),
+        (VISION, f"{VISION} --width 9", "width", "--width was not given and is 9 now"),
         (VISION, VISION.replace("images", "data"), "data", "--data was images and is data now"),
         (TRAIN, HYDRA, "program", "the program was fairseq-train and is fairseq-hydra-train now"),
     ],
@@ -109,14 +112,14 @@ def test_another_setting_is_refused_and_can_be_allowed(before, now, name, says):
     with pytest.raises(UserError) as refused:
         again(now)
     assert says in str(refused.value)
-    assert f"--allow-changed {name} is missing" in str(refused.value)
+    assert f"--allow-changed {shlex.quote(name)} is missing" in str(refused.value)
     for spelling in (name, name.replace("-", "_"), f"--{name}"):
         (told,) = again(now, allow=["another", spelling])
         assert says in told
     # It is the setting of the run from now on.
     launched(now)
     assert again(now) == []
-    with pytest.raises(UserError, match=f"--allow-changed {name.replace('~', '.')}"):
+    with pytest.raises(UserError, match=f"--allow-changed {re.escape(shlex.quote(name))}"):
         again(before)
 
 
@@ -150,7 +153,16 @@ def test_another_setting_is_refused_and_can_be_allowed(before, now, name, says):
         ),
         (HYDRA, f"{HYDRA} optimization.max_update=5 dataset.validate_interval=3 common.log_file=x"),
         (HYDRA, f"{HYDRA} hydra.run.dir=x hydra/job_logging=disabled checkpoint.patience=3"),
-        (VISION, f"{VISION} --max-update 5 --eval-train-images 6 --log-interval 7"),
+        (VISION, f"{VISION} --max-update 5 --epochs 5 --eval-train-images 6 --log-interval 7"),
+        # Defaults that launch knows.
+        (TRAIN, f"{TRAIN} --update-freq 1 --seed 1"),
+        (HYDRA, f"{HYDRA} optimization.update_freq=[1] common.seed=1"),
+        (VISION, f"{VISION} --update-freq 1 --seed 1"),
+        # Installed anew, for another Python.
+        (
+            f"{TRAIN} --user-dir /one/lib/python3.11/site-packages/fairseq_codistill",
+            f"{TRAIN} --user-dir /two/lib/python3.12/site-packages/fairseq_codistill/",
+        ),
         (f"{VISION} --nesterov --no-nesterov", f"{VISION} --no-nesterov"),
     ],
 )
@@ -187,7 +199,7 @@ def test_flags_of_single_groups():
 def test_the_number_of_workers_and_of_groups():
     launched(TRAIN, workers=2)
     assert again(TRAIN, workers=2) == []
-    says = r"workers of a group \(--workers-per-group\) was 2 and is 1 now"
+    says = r"workers of a group \(--workers-per-group, or its GPUs\) was 2 and is 1 now"
     with pytest.raises(UserError, match=says):
         again(TRAIN)
     assert len(again(TRAIN, allow=["workers-per-group"])) == 1
@@ -204,11 +216,66 @@ def test_the_number_of_workers_and_of_groups():
         assert len(set(who.nonces)) == groups
 
 
+FOUR, TWO = {"workers": 4}, {"workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (("", FOUR), ("--update-freq 2", TWO), True),
+        (("--update-freq 3", TWO), ("--update-freq 6", {}), True),
+        (("--update-freq [1,2]", TWO), ("--update-freq 2,4", {}), True),
+        (("--update-freq 1,2", TWO), ("--update-freq 2,2", {}), False),
+        (("", FOUR), ("", TWO), False),
+        (("", FOUR), ("--update-freq 4", TWO), False),
+        # A group for itself.
+        (("", TWO), ("--update-freq 2", {"group": ["1: --update-freq 2"]}), True),
+        (("", TWO), ("--update-freq 2", {"group": ["1: --update-freq 1"]}), False),
+    ],
+)
+def test_other_devices_for_the_same_batches_are_no_change(before, now, same):
+    for base in (TRAIN, VISION):
+        launched(f"{base} {before[0]}", **before[1])
+        line, options = f"{base} {now[0]}", now[1]
+        if same:
+            assert again(line, **options) == []
+            continue
+        with pytest.raises(UserError, match="--allow-changed workers-per-group"):
+            again(line, **options)
+
+
+def test_other_gpus_for_the_same_batches_are_no_change(monkeypatch):
+    """fairseq starts the workers on GPUs by itself: launch has one process a group."""
+    hydra = "fairseq-hydra-train task.data=data optimization.update_freq"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    for line in ("fairseq-train data --update-freq", hydra):
+        launched(f"{line}=[2]")
+        written = record.read(Path("out"))
+        assert [len(group) for group in written["groups"]] == [1, 1]
+        with monkeypatch.context() as other:
+            other.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+            assert again(f"{line}=[4]") == []
+            with pytest.raises(UserError, match="or its GPUs. was 4 and is 2 now"):
+                again(f"{line}=[2]")
+        assert again(f"{line}=[2]") == []
+
+
+def test_a_run_that_was_moved_with_its_data(here, monkeypatch):
+    """Its relative paths mean what they meant; that they are elsewhere is no change."""
+    (here / "old/data").mkdir(parents=True)
+    monkeypatch.chdir(here / "old")
+    launched(f"{TRAIN} --codistill-dir x")
+    (here / "old").rename(here / "new")
+    monkeypatch.chdir(here / "new")
+    assert again(f"{TRAIN} --codistill-dir x") == []
+
+
 def test_a_relative_path_means_another_place_in_another_directory(here, monkeypatch):
     launched(f"{TRAIN} --codistill-topology ring --arch transformer")
     out = here / "out"
     monkeypatch.chdir(here / "elsewhere")
-    with pytest.raises(UserError, match="DATA was data and is data now"):
+    says = f"DATA was {here}/data and is {here}/elsewhere/data now"
+    with pytest.raises(UserError, match=re.escape(says)):
         again(f"{TRAIN} --codistill-topology ring --arch transformer", out=out)
     moved = TRAIN.replace("data", "../data")
     assert again(f"{moved} --codistill-topology ring --arch transformer", out=out) == []
@@ -250,6 +317,8 @@ task: {data: data, secret: "${oc.env:HOME}"}
         again(HYDRA)
     assert again(f"{HYDRA} optimization.lr=[0.5]") == []
     tiny.write_text(content)
+    big.write_text("# Wider\nwidth:   5\n")
+    assert again(HYDRA) == []
     big.write_text("width: 6\n")
     with pytest.raises(UserError, match=r"--allow-changed model/big\.yaml is missing"):
         again(HYDRA)
@@ -277,21 +346,33 @@ def test_a_topology_is_compared_by_what_its_file_says(here):
         again(f"{TRAIN} --codistill-topology a.txt")
 
 
+def test_hydras_keys_go_by_their_last_part_too():
+    launched(HYDRA)
+    now = f"{HYDRA} task.codistill_interval=3 optimization.lr=[0.1]"
+    assert len(again(now, allow=["codistill-interval", "lr"])) == 2
+    with pytest.raises(UserError, match=r"^--allow-changed task\.codistill_interval is missing"):
+        again(now, allow=["interval", "lr"])
+
+
 def test_a_record_of_an_earlier_version(here):
-    """It has neither the number of workers nor what files said."""
+    """It does not have what files said, and the earliest not the options of launch."""
     (here / "conf/tiny.yaml").write_text("lr: 0.5\n")
     launched(VISION)
     path = here / "out/launch.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in written.items() if k not in ("workers", "files")}))
+    path.write_text(json.dumps({k: v for k, v in written.items() if k != "files"}))
     (here / "conf/tiny.yaml").write_text("lr: 0.6\n")
     assert again(VISION) == []
-    assert again(VISION, workers=2) == []
+    with pytest.raises(UserError, match="--allow-changed workers-per-group is missing"):
+        again(VISION, workers=2)
     with pytest.raises(UserError, match="--momentum was not given and is 0 now"):
         again(f"{VISION} --momentum 0")
     with pytest.raises(UserError, match=r"--config was conf/tiny\.yaml and is conf/other\.yaml"):
         again(VISION.replace("tiny", "other"))
-    # Nor has one that was written by hand.
+    old = {k: v for k, v in written.items() if k not in ("files", "options", "directory")}
+    path.write_text(json.dumps(old))
+    assert again(VISION, group=["1: --momentum 0"]) == []
+    # One that was written by hand.
     path.write_text(json.dumps({k: v for k, v in written.items() if k != "command"}))
     assert again(f"{VISION} --momentum 0") == []
 
@@ -318,6 +399,31 @@ def test_values_cannot_spoil_the_terminal():
         again(f"{TRAIN} --arch '\x1b[2J{'x' * 1000}'")
     assert "\x1b" not in str(refused.value)
     assert len(str(refused.value)) < 1000
+    with pytest.raises(UserError) as refused:
+        again(f"{TRAIN} '--{'x' * 1000}\x1b[2J' 1")
+    assert "\x1b" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_file_with_odd_names_is_recorded_and_read_again(here):
+    (here / "conf/tiny.yaml").write_text('"lr\\0": "\\0"\n"\\uD800": 1\n3: 4\n')
+    launched(VISION)
+    assert "lr" in (here / "out/launch.json").read_text()
+    assert again(VISION) == []
+
+
+def test_the_flags_without_a_value_are_those_of_fairseq():
+    """Those at least that may be added and left out: the word after one is not its value."""
+    parser = fairseq_options.get_training_parser()
+    found = {
+        name.removeprefix("--")
+        for action in parser._actions
+        if action.nargs == 0
+        for name in action.option_strings
+    }
+    free = {settings.plain(name) for name in found} & changed.FREE
+    assert len(free) > 10
+    assert free <= settings.BARE
 
 
 def test_the_command_refuses_and_changes_nothing(here, capsys):

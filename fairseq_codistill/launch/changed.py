@@ -5,16 +5,17 @@ a run into another one without a word.  What decides how long the run is, and wh
 and validated, may change; everything else has to be allowed by name.
 
 Only what is written is compared: a flag that is left out differs from one that is given, even if
-it is given its default.
+it is given its default.  A relative path means what it meant in the directory of its launch.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,6 @@ from fairseq_codistill.launch.dialects import (
 )
 from fairseq_codistill.launch.settings import (
     HYDRA_FLAGS,
-    LONGEST_VALUE,
-    OFF,
-    ON,
     POSITIONAL,
     bare_flags,
     command_line,
@@ -43,15 +41,15 @@ from fairseq_codistill.launch.settings import (
     last_part,
     plain,
 )
+from fairseq_codistill.launch.values import elsewhere, numbers, same
 from fairseq_codistill.records import printable
-from fairseq_codistill.records.address import resolved
 
 Files = Mapping[str, Mapping[str, str]]
 
 # May change: these do not decide what is trained, or only how long.
 FREE = frozenset(
     # Length.
-    "max-update max-epoch stop-time-hours stop-min-lr patience "
+    "max-update max-epoch epochs stop-time-hours stop-min-lr patience "
     # Logging.
     "log-interval log-format log-file no-progress-bar tensorboard-logdir wandb-project "
     "azureml-logging aim-repo aim-run-hash suppress-crashes profile "
@@ -80,14 +78,12 @@ _SET_BY_LAUNCH = frozenset(
     "distributed-rank distributed-init-method distributed-port distributed-no-spawn "
     "device-id".split()
 )
-# Settings that may name files, several of them with a colon between.
-_PATHS = frozenset(
-    "data user-dir config config-dir config-path restore-file finetune-from-model codistill-dir "
-    "codistill-teachers codistill-topology".split()
-)
 _TOPOLOGY = "task.codistill_topology"
+_UPDATE_FREQ = "optimization.update_freq"
+_WORLD_SIZE = "distributed_training.distributed_world_size"
 _NAMES_A_FILE = frozenset({"config", *HYDRA_FLAGS.values()})
-_SHOWN = 80
+_WORKERS = "the number of workers of a group (--workers-per-group, or its GPUs)"
+_SHOWN = 160
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class _Said:
         dialect: its command.
         flags: of single groups.
         groups: their number.
-        workers: of each group; None if that is not known.
+        workers: of each group; None if it is not known.
         directory: what relative paths are relative to.
         files: what the configuration files said that the commands name.
     """
@@ -164,23 +160,28 @@ def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]
     """
     if before is None or "command" not in before or not _has_trained(plan):
         return []
-    found = _compare(_said_in(before), _said_by(plan), plan)
+    now = _said_by(plan)
+    found = _compare(_said_in(before, now), now, plan)
     refused = [(groups, one) for groups, one in found if not names(one.name, allowed)]
     if refused:
         distinct = dict.fromkeys(one.name for _, one in refused)
-        options = " ".join(f"--allow-changed {name}" for name in distinct)
+        options = " ".join(f"--allow-changed {printable(shlex.quote(n), _SHOWN)}" for n in distinct)
         told = "; ".join(_tell(groups, one, plan.groups) for groups, one in refused)
         raise UserError(
-            f"{options} is missing: the run in {plan.out} was launched with other settings, and "
-            f"would go on with these: {told}. Give the settings it had, choose another --out, or "
-            "add that option to go on with the new ones"
+            f"{options} is missing: the run in {plan.out} has had other settings so far: {told}. "
+            "Give the settings that it had, choose another --out, or add that option to go on "
+            "with the new ones"
         )
     return [_tell(groups, one, plan.groups) for groups, one in found]
 
 
 def names(setting: str, allowed: Iterable[str]) -> bool:
-    """Tell whether ``setting`` is among those that ``--allow-changed`` names."""
-    return plain(setting) in {plain(name) for name in allowed}
+    """Tell whether ``setting`` is among those that ``--allow-changed`` names.
+
+    A key of hydra's goes by its last part, too.
+    """
+    spellings = {plain(setting), last_part(plain(setting))}
+    return not spellings.isdisjoint(plain(name) for name in allowed)
 
 
 def _has_trained(plan: Plan) -> bool:
@@ -208,26 +209,35 @@ def _said_by(plan: Plan) -> _Said:
     return replace(said, files=files)
 
 
-def _said_in(record: Mapping[str, Any]) -> _Said:
+def _said_in(record: Mapping[str, Any], now: _Said) -> _Said:
+    """Return what the launch was told that left a record.
+
+    What a record of an earlier version does not tell is taken to be as it is ``now``.
+    """
     groups = len(record["nonces"])
     options = record.get("options", [])
-    workers = record.get("workers")
-    own = []
-    for name, value in zip(options, options[1:], strict=False):
-        if name == "--group":
-            own.append(value)
-        elif name == "--workers-per-group" and workers is None and value.isdecimal():
-            workers = int(value)
+    own = [value for name, value in zip(options, options[1:], strict=False) if name == "--group"]
     try:
         dialect = recognise(record["command"])
-        flags = parse_group_flags(own, groups)
+        flags = parse_group_flags(own, groups) if "options" in record else now.flags
     except UserError as error:
         raise UserError(
             f"launch.json holds a command that this version cannot read ({error}); choose another "
             "--out"
         ) from None
-    directory = record.get("directory", os.getcwd())
+    directory = record.get("directory", now.directory)
+    workers = _workers_in(record, dialect)
     return _Said(dialect, flags, groups, workers, directory, record.get("files", {}))
+
+
+def _workers_in(record: Mapping[str, Any], dialect: Dialect) -> int | None:
+    """Return the number of workers of a group, by the processes that launch started."""
+    processes = record["groups"][0]
+    if not processes:
+        return None
+    # fairseq starts the workers on GPUs by itself.
+    size = dialect.read(processes[0]["argv"], _WORLD_SIZE) or ""
+    return int(size) if re.fullmatch(r"[0-9]{1,9}", size) else len(processes)
 
 
 def _compare(before: _Said, now: _Said, plan: Plan) -> list[tuple[list[int], _Change]]:
@@ -236,10 +246,6 @@ def _compare(before: _Said, now: _Said, plan: Plan) -> list[tuple[list[int], _Ch
     found: list[tuple[list[int], _Change]] = []
     if before.groups != now.groups:
         change = _Change("groups", "--groups", str(before.groups), str(now.groups))
-        found.append((everywhere, change))
-    if before.workers is not None and before.workers != now.workers:
-        shown = "the number of workers of a group (--workers-per-group)"
-        change = _Change("workers-per-group", shown, str(before.workers), str(now.workers))
         found.append((everywhere, change))
     if type(before.dialect) is not type(now.dialect):
         programs = (" ".join(said.dialect.program) for said in (before, now))
@@ -284,17 +290,36 @@ def _differences(
             for settings, digest in zip(said, lines, strict=True)
         ]
     # Launch knows these defaults.
-    for key, default in (("common.seed", FAIRSEQ_DEFAULT_SEED), ("task.codistill_dir", exchange)):
+    for key, default in (
+        ("common.seed", FAIRSEQ_DEFAULT_SEED),
+        ("task.codistill_dir", exchange),
+        (_UPDATE_FREQ, 1),
+    ):
         name = _name_in(now.dialect, key)
-        if any(name in settings for settings in said):
-            said = [{name: str(default), **settings} for settings in said]
+        said = [{name: str(default), **settings} for settings in said]
     old, new = said
+    update_freq = _name_in(now.dialect, _UPDATE_FREQ)
+    if before.workers is not None and before.workers != now.workers:
+        sizes = _passes(old[update_freq], before.workers), _passes(new[update_freq], now.workers)
+        if None not in sizes and sizes[0] == sizes[1]:
+            # Other devices for the same batches.
+            new = {**new, update_freq: old[update_freq]}
+        else:
+            yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers))
     for name in sorted(old.keys() | new.keys()):
         if _is_free(name):
             continue
-        values = (old.get(name), new.get(name))
-        if not _same(name, *values, before.directory, now.directory):
-            yield _Change(name, _shown(now.dialect, name), *values)
+        was, is_now = old.get(name), new.get(name)
+        if not same(last_part(name), was, is_now, before.directory, now.directory):
+            if was is not None and was == is_now:
+                was, is_now = elsewhere(was, before.directory), elsewhere(was, now.directory)
+            yield _Change(name, _shown(now.dialect, name), was, is_now)
+
+
+def _passes(update_freq: str, workers: int | None) -> list[Decimal] | None:
+    """Return how many batches all workers together make one update of, for each epoch told."""
+    told = numbers(update_freq)
+    return None if told is None or workers is None else [number * workers for number in told]
 
 
 def _name_in(dialect: Dialect, key: str) -> str:
@@ -311,52 +336,12 @@ def _is_free(name: str) -> bool:
     return last in FREE or last in _SET_BY_LAUNCH
 
 
-def _same(name: str, old: str | None, new: str | None, old_from: str, new_from: str) -> bool:
-    """Tell whether two values mean the same."""
-    if old is None or new is None:
-        return old is new
-    if old == new:
-        if last_part(name) not in _PATHS or old_from == new_from:
-            return True
-        # A relative path means another file elsewhere; what is no file is a word.
-        places = [_places(value, where) for value, where in ((old, old_from), (new, new_from))]
-        there = any(os.path.lexists(place) for both in places for place in both)
-        return not there or places[0] == places[1]
-    if {old.lower(), new.lower()} in ({ON}, {OFF}):
-        return True
-    numbers = _numbers(old)
-    if numbers is not None and numbers == _numbers(new):
-        return True
-    return _places(old, old_from) == _places(new, new_from)
-
-
-def _places(value: str, directory: str) -> list[str]:
-    """Return the places that a value names, if it names any: paths without links, or a URI."""
-    if "\0" in value:
-        return [value]
-    if "://" in value:
-        place = resolved(value, directory)
-        return [place if "://" in place else os.path.realpath(place)]
-    return [os.path.realpath(resolved(part, directory)) for part in value.split(":")]
-
-
-def _numbers(value: str) -> list[Decimal] | None:
-    """Return the numbers of ``0.1``, ``[1,2]`` or ``(0.9, 0.98)``, or None if it is another."""
-    if len(value) > LONGEST_VALUE:
-        return None
-    try:
-        numbers = [Decimal(part.strip()) for part in value.strip("()[] ").split(",") if part]
-    except InvalidOperation:
-        return None
-    return numbers if numbers and all(number.is_finite() for number in numbers) else None
-
-
 def _shown(dialect: Dialect, name: str) -> str:
     if isinstance(dialect, FairseqHydraTrain):
-        return name
+        return printable(name, _SHOWN)
     if name == POSITIONAL and not isinstance(dialect, Vision):
         return "DATA"
-    return f"--{name}"
+    return printable(f"--{name}", _SHOWN)
 
 
 def _was(value: str | None) -> str:

@@ -22,14 +22,7 @@ from typing import Any
 from fairseq_codistill import __version__, installed
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.launch.commands import Worker
-from fairseq_codistill.records import (
-    Unreadable,
-    is_text,
-    is_whole,
-    printable,
-    read_object,
-    write_file,
-)
+from fairseq_codistill.records import Unreadable, is_text, printable, read_object, write_file
 from fairseq_codistill.records.guarded import LARGEST_LAUNCH_RECORD
 
 NAME = "launch.json"
@@ -150,7 +143,6 @@ def write(
     groups: list[list[Worker]],
     options: Sequence[str],
     exchange: str | None,
-    workers: int | None = None,
     files: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write ``launch.json``; what it said of earlier launches goes to its history.
@@ -164,7 +156,6 @@ def write(
         groups: the processes of each.
         options: of launch, those that decide what is trained.
         exchange: its absolute path or its URI; None for a run of one group.
-        workers: of each group.
         files: what the configuration files say that the commands name; see ``changed``.
 
     Raises:
@@ -194,7 +185,6 @@ def write(
         # Where others look for what the groups say; null in a run of one group.
         "exchange": exchange,
         # What a later launch compares its own with.
-        **({} if workers is None else {"workers": workers}),
         "files": {name: dict(settings) for name, settings in (files or {}).items()},
     }
     write_file(out / NAME, {**record, "history": _newest(history, beside=record)})
@@ -354,7 +344,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_is_versions, "names of packages and their versions"),
     "git_commit": (lambda value: value is None or _is_string(value), "a commit"),
     "exchange": (lambda value: value is None or _is_string(value), "a path or a URI"),
-    "workers": (lambda value: is_whole(value, 1, 2**31), "a number of workers"),
     "files": (_is_files, "the settings of files, by their names"),
     "history": (
         lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value),

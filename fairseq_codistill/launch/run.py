@@ -120,11 +120,11 @@ def launch(options: Options) -> int:
         first = [start.first for start in starts]
         exchange = exchange_address(plan)
         options_said = options.for_the_record()
-        workers, files = plan.devices.workers, changed.files_of(plan)
+        files = changed.files_of(plan)
         written = Retry(
             f"{plan.out / 'launch.json'}",
             lambda: record.write(
-                plan.out, who, options.command, first, options_said, exchange, workers, files
+                plan.out, who, options.command, first, options_said, exchange, files
             ),
             view.announce,
         )

@@ -6,6 +6,7 @@ A name is a flag without its dashes, or a key of hydra's.  Values are as they ar
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,20 +31,26 @@ _SPELLINGS = {
     "combine-val": "combine-valid-subsets",
     "save-async": "write-checkpoints-asynchronously",
 }
-# Flags of fairseq-train without a value.  Of others this is found out, as far as it can be.
-_BARE = frozenset(
+# Flags of fairseq-train without a value.  Of others that is found out, as far as it can be.
+BARE = frozenset(
     {key.rpartition(".")[2].replace("_", "-") for key in SWITCHES}
     | set(
-        "amp azureml-logging bf16 broadcast-buffers codistill-fused-ce codistill-peer-dropout "
-        "combine-valid-subsets disable-validation ema-fp32 eval-bleu eval-bleu-print-samples "
-        "eval-tokenized-bleu fast-stat-sync find-unused-parameters fix-batches-to-gpus fp16 "
-        "fp16-no-flatten-grads gradient-as-bucket-view grouped-shuffling "
-        "ignore-unused-valid-subsets load-alignments maximize-best-checkpoint-metric "
-        "memory-efficient-bf16 memory-efficient-fp16 no-epoch-checkpoints no-last-checkpoints "
-        "no-progress-bar no-save no-save-optimizer-state on-cpu-convert-precision profile "
-        "reset-logging sentence-avg share-all-embeddings share-decoder-input-output-embed "
+        "adaptive-input amp azureml-logging bf16 broadcast-buffers checkpoint-activations "
+        "codistill-fused-ce codistill-peer-dropout combine-valid-subsets cross-self-attention "
+        "decoder-learned-pos decoder-normalize-before disable-validation ema-fp32 "
+        "encoder-bidirectional encoder-learned-pos encoder-normalize-before eval-bleu "
+        "eval-bleu-print-samples eval-tokenized-bleu fast-stat-sync find-unused-parameters "
+        "fix-batches-to-gpus fp16 fp16-adam-stats fp16-no-flatten-grads "
+        "gradient-as-bucket-view grouped-shuffling ignore-unused-valid-subsets "
+        "layernorm-embedding load-alignments maximize-best-checkpoint-metric "
+        "memory-efficient-bf16 memory-efficient-fp16 merge-src-tgt-embed no-cross-attention "
+        "no-decoder-final-norm no-epoch-checkpoints no-last-checkpoints no-progress-bar "
+        "no-save no-save-optimizer-state no-scale-embedding no-token-positional-embeddings "
+        "offload-activations on-cpu-convert-precision profile reset-logging sentence-avg "
+        "share-all-embeddings share-decoder-embeddings share-decoder-input-output-embed "
         "skip-invalid-size-inputs-valid-test skip-remainder-batch store-ema suppress-crashes "
-        "update-ordered-indices-seed write-checkpoints-asynchronously".split()
+        "tie-adaptive-proj tie-adaptive-weights truncate-source update-ordered-indices-seed "
+        "use-bmuf use-old-adam write-checkpoints-asynchronously".split()
     )
 )
 HYDRA_FLAGS = {
@@ -97,7 +104,7 @@ def _overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def bare_flags(dialects: Iterable[Dialect]) -> frozenset[str]:
     """Return the flags without a value: those known, and those that stand without one anywhere."""
-    found = set(_BARE)
+    found = set(BARE)
     for dialect in dialects:
         if isinstance(dialect, Vision):
             # None of its arguments is positional: what follows a flag is its value.
@@ -117,12 +124,22 @@ def _is_flag(word: str) -> bool:
 
 def _split(word: str) -> tuple[str, str, str]:
     name, equals, value = word.partition("=")
-    name = name.lstrip("-").replace("_", "-")
-    return _SPELLINGS.get(name, name), equals, value
+    return plain(name), equals, value
 
 
 def content_of(path: Path, sections: bool) -> dict[str, str] | None:
     """Return the settings of a YAML file, or None if it cannot be read."""
+    content = _load(path)
+    if content is None:
+        return None
+    if not sections:
+        return {plain(_text(name)): _text(value) for name, value in content.items()}
+    files = _composed(path.parent, content.get("defaults"))
+    own = {name: value for name, value in content.items() if name != "defaults"}
+    return {**files, **dict(_flat(own))}
+
+
+def _load(path: Path) -> Mapping[Any, Any] | None:
     from omegaconf import OmegaConf  # not needed for --help
 
     try:
@@ -130,17 +147,14 @@ def content_of(path: Path, sections: bool) -> dict[str, str] | None:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception:  # noqa: BLE001 - the program itself says what is wrong with the file
         return None
-    if not isinstance(content, Mapping):
-        return None
-    if not sections:
-        return {plain(str(name)): _text(value) for name, value in content.items()}
-    files = _composed(path.parent, content.get("defaults"))
-    own = {name: value for name, value in content.items() if name != "defaults"}
-    return {**files, **dict(_flat(own))}
+    return content if isinstance(content, Mapping) else None
 
 
 def _composed(folder: Path, defaults: Any) -> dict[str, str]:
-    """Return the list of files that a file of hydra's is composed of, and their digests."""
+    """Return the list of files that a file of hydra's is composed of, and digests of what they say.
+
+    Where hydra puts their settings depends on a comment in each: they are compared as a whole.
+    """
     if not isinstance(defaults, list):
         return {}
     found = {"defaults": _text(defaults)}
@@ -152,14 +166,19 @@ def _composed(folder: Path, defaults: Any) -> dict[str, str]:
             named = "/".join([*words[-1:], f"{str(name).removesuffix('.yaml')}.yaml"])
             # hydra may know it from elsewhere.
             if (folder / named).is_file():
-                found[named] = digest_of(folder / named)
+                content = _load(folder / named)
+                found[_text(named)] = (
+                    digest_of(folder / named)
+                    if content is None
+                    else _digest(json.dumps(sorted(_flat(content))))
+                )
     return found
 
 
 def digest_of(path: Path) -> str:
     """Return the digest of a file, or why there is none."""
     try:
-        return f"SHA-256 {hashlib.sha256(read_file(path.resolve())).hexdigest()}"
+        return _digest(read_file(path.resolve()))
     except (OSError, ValueError) as error:
         return f"not readable ({printable(error)})"
 
@@ -169,7 +188,7 @@ def _flat(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _text(value)
+            yield _text(f"{prefix}{name}"), _text(value)
 
 
 def _text(value: Any) -> str:
@@ -179,8 +198,13 @@ def _text(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     text = text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
     if len(text) > LONGEST_VALUE:
-        return f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
+        return _digest(text)
     return text
+
+
+def _digest(content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    return f"SHA-256 {hashlib.sha256(data).hexdigest()}"
 
 
 def last_part(key: str) -> str:
@@ -190,4 +214,5 @@ def last_part(key: str) -> str:
 
 def plain(name: str) -> str:
     """Return a name in the one spelling by which names are compared."""
-    return name.lstrip("-").replace("_", "-")
+    name = name.lstrip("-").replace("_", "-")
+    return _SPELLINGS.get(name, name)
