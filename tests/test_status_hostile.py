@@ -262,6 +262,8 @@ def test_a_manifest_that_lies_elsewhere(tmp_path, capsys):
 
 
 def test_more_than_anybody_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(survey, "LOOK_EVERY", 0.05)
     for name, most in {"MOST_GROUPS": 20, "MOST_RUNS": 5, "MOST_PROBLEMS": 10}.items():
         monkeypatch.setattr(survey, name, most)
     for group in range(50):

@@ -168,6 +168,7 @@ class Membership:
 
         Raises:
             ExchangeError: lockstep only: a snapshot that peers wait for cannot be published.
+            ConfigError: lockstep only: this process has other weights than its run had here.
         """
         self._update, self._epoch = update, epoch
         if not self._started:
@@ -298,6 +299,7 @@ class Membership:
 
         Raises:
             ExchangeError: if it cannot be.
+            ConfigError: if it is another one than this run has published before.
         """
         timeout = self._config.codistill_timeout
         if not self._publisher.wait(timeout=timeout):
@@ -307,6 +309,29 @@ class Membership:
                 "allow more"
             )
         self._check_published()
+        self._check_agreed()
+
+    def _check_agreed(self) -> None:
+        """Lockstep: make sure that the newest snapshot is the one that peers have used, if any.
+
+        A group that resumes publishes again what it has published after its checkpoint, or all, if
+        it has lost its checkpoints.  On a GPU the same computation may give other last bits, so
+        there only the weights of the beginning, which were read from a file, must be the same.
+
+        Raises:
+            ConfigError: if it is not.
+        """
+        exact = self._published == self._start or self._group.like.device.type == "cpu"
+        if self._publisher.agreed or not exact:
+            return
+        group = self._config.codistill_group
+        raise ConfigError(
+            f"--codistill-run-id {self._config.codistill_run_id}: this run has published other "
+            f"weights of group {group} for update {self._published} than this process has, which "
+            f"began at update {self._start}; go on from that run's checkpoints with the settings, "
+            "devices and versions that it had, or remove this group's snapshots from that update "
+            f"on from {self._exchange.store.uri}/group-{group}, or give another id"
+        )
 
     def _check_published(self) -> None:
         if self._publisher.given_up:
@@ -320,13 +345,6 @@ class Membership:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
         self._submit()
         self._await_published()
-        if not self._publisher.agreed:
-            raise ConfigError(
-                f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
-                f"other weights of group {self._config.codistill_group} for update "
-                f"{self._update} than this process starts with; resume from that run's "
-                "checkpoint, or give another id"
-            )
 
     def _submit(self) -> None:
         """Copy the weights out, and leave the rest to the publisher, which has room."""

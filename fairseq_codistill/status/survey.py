@@ -40,7 +40,7 @@ NEWEST_SECONDS = 5.0
 WATCH_SECONDS = 12.0
 # How long one that was seen to change, or is believed, may stay as it is.
 SILENT_SECONDS = 60.0
-_LOOK_EVERY = 1.0
+LOOK_EVERY = 1.0
 
 # Of each group; older ones change nothing about where it is.
 MANIFESTS_READ = 32
@@ -197,7 +197,6 @@ class Survey:
             UserError: if the exchange cannot be listed, or nothing is in it.
         """
         self._store.begin_look()
-        now = time.time()
         launched = self._place.launched
         groups = self._groups()
         if not groups and launched is None:
@@ -211,6 +210,7 @@ class Survey:
         seen = in_parallel(self._read, groups[:MOST_GROUPS])
         self._watch([one for one in seen if self._is_doubtful(one.group)])
         silent = {one.group for one in seen if self._is_silent(one.group)}
+        now = time.time()
         runs = _runs(seen, now, silent)
         if launched is not None:
             runs = _with_absent(runs, launched.run_id, launched.groups)
@@ -266,7 +266,7 @@ class Survey:
     def _watch(self, doubtful: list[_Seen]) -> None:
         """Read heartbeats again until they change, or have been watched long enough."""
         while doubtful:
-            time.sleep(_LOOK_EVERY)
+            time.sleep(LOOK_EVERY)
             in_parallel(self._read_alive, doubtful)
             doubtful = [one for one in doubtful if self._is_doubtful(one.group)]
 
