@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fairseq import options as fairseq_options
 from harness import BIN, CODISTILL, MODEL, SETTINGS, environment
+from printed import printed
 
 from fairseq_codistill import cli
 from fairseq_codistill.errors import UserError
@@ -258,6 +259,19 @@ def test_other_gpus_for_the_same_batches_are_no_change(monkeypatch):
             with pytest.raises(UserError, match="or its GPUs. was 4 and is 2 now"):
                 again(f"{line}=[2]")
         assert again(f"{line}=[2]") == []
+
+
+def test_the_recipes_with_another_number_of_gpus(here, monkeypatch):
+    def command(line):
+        words = next(words for words in printed(line, here) if words[0] == "codistill")
+        return shlex.join(words[words.index("--") + 1 :])
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(16))))
+    launched(command("wmt16_big.sh --gpus 16"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert again(command("wmt16_big.sh --gpus 4")) == []
+    with pytest.raises(UserError, match="--update-freq was 8 and is 64 now"):
+        again(command("wmt16_big.sh --gpus 4 --full-batch"))
 
 
 def test_a_run_that_was_moved_with_its_data(here, monkeypatch):

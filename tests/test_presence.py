@@ -9,6 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from fairseq_codistill.exchange import Alive, ExchangeError, Presence, Store, presence, read_alive
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 
 
 @pytest.fixture
@@ -38,6 +39,9 @@ def test_the_heartbeat_tells_how_far_the_group_is(store):
         assert time.monotonic() < deadline, "the heartbeat tells nothing new"
         time.sleep(0.02)
     assert (alive.update, alive.running, alive.finished) == (8, True, False)
+    # Its own clock, and which that is.
+    assert abs(time.time() - alive.time) < 60
+    assert alive.clock == clock_of_this_host()
     first.release(finished=True)
     alive = read_alive(store, 0)
     assert (alive.finished, alive.running) == (True, False)

@@ -17,6 +17,7 @@ from servers import s3_server
 
 from fairseq_codistill import cli
 from fairseq_codistill.exchange import Alive, Draft, Exchange, Store
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 from fairseq_codistill.status import survey, table
 from fairseq_codistill.status.places import Place
 from fairseq_codistill.status.survey import MANIFESTS_READ, Member, Newest, Report, Run, Survey
@@ -85,8 +86,9 @@ def publish(store: Store, run_id: str, group: int, update: int) -> None:
 
 
 def say(store: Store, group: int, **fields: object) -> None:
-    """Write a group's alive.json."""
-    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", time=time.time())
+    """Write a group's alive.json as a process of this host does."""
+    now = {"time": time.time(), "clock": clock_of_this_host()}
+    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", **now)
     data = json.dumps({**vars(alive), **fields}).encode()
     store.write(f"group-{group}/alive.json", data)
 
@@ -179,11 +181,11 @@ OFF = [-90.0, 30.0, 7200.0, -1.7e9]
 def test_a_group_that_runs_does_so_whatever_its_clock_says(tmp_path, monkeypatch, capsys, off):
     monkeypatch.setattr(survey, "WATCH_SECONDS", 60.0)
     store, stop = Store(str(tmp_path)), threading.Event()
-    say(store, 0, time=time.time() + off)
+    say(store, 0, time=time.time() + off, clock="another")
 
     def beat():
         while not stop.wait(0.1):
-            say(store, 0, time=time.time() + off)
+            say(store, 0, time=time.time() + off, clock="another")
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -198,21 +200,32 @@ def test_a_group_that_runs_does_so_whatever_its_clock_says(tmp_path, monkeypatch
     assert (group["silence"] is None) == (off > 5)
 
 
-@pytest.mark.parametrize("off", OFF)
+@pytest.mark.parametrize("off", [0.0, *OFF])
 def test_a_group_that_was_killed_is_silent_whatever_its_clock_said(tmp_path, capsys, off):
     store = Store(str(tmp_path))
-    say(store, 0, time=time.time() + off)
-    say(store, 1, time=time.time() + off, running=False)
+    other = {"time": time.time() + off, "clock": "another"}
+    say(store, 0, **other)
+    say(store, 1, **other, running=False)
+    # An earlier version does not tell which clock it is.
+    say(store, 2, **other | {"clock": None})
     (run,) = document(capsys, tmp_path)["runs"]
-    assert [group["state"] for group in run["groups"]] == ["silent", "stopped"]
+    assert [group["state"] for group in run["groups"]] == ["silent", "stopped", "silent"]
     assert "silent" in told(capsys, tmp_path)
 
 
-def test_a_heartbeat_that_does_not_change_any_more_is_believed_for_a_minute_only(
-    tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(("age", "state"), [(0, "running"), (40, "running"), (70, "silent")])
+def test_a_heartbeat_of_this_host_tells_its_age(tmp_path, monkeypatch, capsys, age, state):
+    if state == "running":
+        monkeypatch.setattr(survey, "WATCH_SECONDS", 1e6)
+    say(Store(str(tmp_path)), 0, time=time.time() - age)
+    (run,) = document(capsys, tmp_path)["runs"]
+    assert run["groups"][0]["state"] == state
+
+
+def test_a_heartbeat_that_was_seen_to_change_is_believed_for_a_minute_only(tmp_path, monkeypatch):
     store = Store(str(tmp_path))
-    say(store, 0)
+    say(store, 0, clock="another")
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 60.0)
     looks = Survey(Place(str(tmp_path)))
     # As time goes by; that it stands still by the other clock says nothing.
     monkeypatch.setattr(survey, "SILENT_SECONDS", 0.5)
@@ -220,11 +233,11 @@ def test_a_heartbeat_that_does_not_change_any_more_is_believed_for_a_minute_only
     def state():
         return looks.look().runs[0].members[0].state
 
-    assert state() == "running"
-    say(store, 0, update=7)
+    timer = threading.Timer(0.2, say, (store, 0), {"clock": "another", "update": 7})
+    timer.start()
     assert state() == "running"
     eventually(lambda: state() == "silent", "a heartbeat that stands still is believed")
-    say(store, 0, update=8)
+    say(store, 0, clock="another", update=8)
     assert state() == "running"
 
 

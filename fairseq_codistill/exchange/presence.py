@@ -15,7 +15,7 @@ from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.records import get_logger
-from fairseq_codistill.records.heartbeat import NAME, Alive, parse_alive
+from fairseq_codistill.records.heartbeat import NAME, Alive, clock_of_this_host, parse_alive
 
 logger = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class Presence:
     Args:
         store: where ``alive.json`` goes.
         group: the index claimed.
-        alive: what to say first; ``time`` is filled in at each writing.
+        alive: what to say first; ``time`` and ``clock`` are filled in at each writing.
         progress: asked at each heartbeat for ``update``, ``epoch`` and ``peers``.
     """
 
@@ -167,6 +167,7 @@ class Presence:
             logger.error("the last sign of life could not be written: %s", error)
 
     def _write(self) -> None:
-        alive = dataclasses.replace(self._alive, time=time.time(), **self._progress())
+        now = {"time": time.time(), "clock": clock_of_this_host()}
+        alive = dataclasses.replace(self._alive, **now, **self._progress())
         data = json.dumps(dataclasses.asdict(alive), indent=1).encode()
         self._store.write(f"{group_folder(self._group)}/alive.json", data)

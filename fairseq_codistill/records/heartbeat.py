@@ -4,12 +4,15 @@ Anybody who can write to the exchange can write it, and it is not signed: a read
 data, checks every field, and obeys nothing in it.
 
 Its time is that of the writer's clock, which may be hours off the reader's.  Whether a process
-lives is seen by watching whether its heartbeat changes, never by comparing the two clocks.
+lives is seen by watching whether its heartbeat changes; two times are compared only if one clock
+has told both.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ class Alive:
         restarts: how often it has been started again, as far as that was told.
         epoch: the epoch, from 1, that training is in.
         peers: the live peers -> the update of the snapshot in use.
+        clock: names the clock of ``time``, if it is told; see ``clock_of_this_host``.
     """
 
     run_id: str
@@ -51,11 +55,26 @@ class Alive:
     restarts: int = 0
     epoch: int = 1
     peers: dict[str, int] = dataclasses.field(default_factory=dict)
+    clock: str | None = None
 
 
 # What every heartbeat has; the rest came later, and another implementation may not have it.
 ALWAYS = ("run_id", "nonce", "update", "time", "finished")
 _FIELDS = [field.name for field in dataclasses.fields(Alive)]
+
+
+@functools.cache
+def clock_of_this_host() -> str | None:
+    """Return a name for the clock that ``time.time`` reads, or None if none is known.
+
+    All processes of a host have the same, in containers too; after the host's next start its clock
+    has another name.
+    """
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(started).hexdigest()[:32]
 
 
 def parse_alive(data: bytes) -> Alive:
@@ -87,7 +106,10 @@ def read_alive_file(path: Path) -> Alive | None:
 def _is_well_formed(alive: Alive) -> bool:
     return (
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
-        and (alive.vocabulary is None or is_text(alive.vocabulary, 0, LONGEST_TEXT))
+        and all(
+            text is None or is_text(text, 0, LONGEST_TEXT)
+            for text in (alive.vocabulary, alive.clock)
+        )
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))
         and all(is_whole(n, 0, 2**63) for n in (alive.restarts, alive.update, alive.epoch))
         and all(type(flag) is bool for flag in (alive.finished, alive.running))

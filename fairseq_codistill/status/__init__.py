@@ -6,8 +6,8 @@
 
 # For --help, which loads none of the modules here.
 KEYS = """\
-A heartbeat that is at most a minute old by this clock is believed; one that looks
-older, or newer than now, is watched for up to 12 s, as clocks may differ.
+As clocks may differ, the heartbeat of another host is watched until it changes, for
+12 s at most; one of this host that is at most a minute old is believed.
 
 keys of the JSON document (a time is in seconds since 1970; what is not known is null):
   format, time     1; when this was read

@@ -3,9 +3,9 @@
 A group has one ``alive.json``, which is the last run's; snapshots of earlier runs may lie beside
 those of the last.
 
-The time in a heartbeat is that of another clock, so it does not tell whether a group lives.  A
-heartbeat that looks new by this clock is taken for one of a group that runs; any other one is
-watched for some seconds, and changes if the group runs.
+The time in a heartbeat may be that of another clock, so it does not tell whether a group lives.
+A heartbeat is watched for some seconds, and changes if the group runs.  One that a process of this
+host has written tells its age, and is not watched if it is new.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.records import Ended, parse_alive, printable, read_ended
 from fairseq_codistill.records.heartbeat import NAME as ALIVE
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 from fairseq_codistill.status.limits import BoundedStore, in_parallel
 from fairseq_codistill.status.places import GROUP, MANIFEST, Place
 
@@ -33,13 +34,12 @@ SILENT = "silent"
 PAST = "past"
 ABSENT = "absent"
 
-# How much older, or newer, than now a heartbeat may look and still be believed at the first sight.
-OLDEST_SECONDS = 60.0
-NEWEST_SECONDS = 5.0
-# How long one that is not believed is watched; a group writes one every 5 s.
+# How long a heartbeat is watched; a group writes one every 5 s.
 WATCH_SECONDS = 12.0
-# How long one that was seen to change, or is believed, may stay as it is.
+# How old one may be by its own clock, and how long one that was seen to change may stay as it is.
 SILENT_SECONDS = 60.0
+# By how much the clocks of two hosts may differ that are kept right.
+_USUAL_DIFFERENCE = 5.0
 LOOK_EVERY = 1.0
 
 # Of each group; older ones change nothing about where it is.
@@ -76,7 +76,7 @@ class Member:
             ``silent``: it says that it runs, and its heartbeat does not change any more; ``past``:
             only snapshots of this run are left; ``absent``: launched, and nothing came from it yet.
         silence: age of its heartbeat by this clock, in seconds; None if there is no heartbeat, or
-            it comes from the future.
+            it comes from the future, as another clock may tell it.
         update: updates made.
         epoch: the one it is in.
         seed: of its randomness.
@@ -191,7 +191,7 @@ class Survey:
         self._heard: dict[int, _Heard] = {}
 
     def look(self) -> Report:
-        """Read everything once, and heartbeats that do not look new again for some seconds.
+        """Read everything once, and watch heartbeats for some seconds where that is needed.
 
         Raises:
             UserError: if the exchange cannot be listed, or nothing is in it.
@@ -277,7 +277,7 @@ class Survey:
             heard is not None
             and heard.alive.running
             and not heard.changed
-            and not _looks_new(heard.alive)
+            and not _is_new(heard.alive)
             and time.monotonic() - heard.since < WATCH_SECONDS
         )
 
@@ -286,7 +286,7 @@ class Survey:
         heard = self._heard.get(group)
         if heard is None or not heard.alive.running:
             return False
-        believed = heard.changed or _looks_new(heard.alive)
+        believed = heard.changed or _is_new(heard.alive)
         patience = SILENT_SECONDS if believed else WATCH_SECONDS
         return time.monotonic() - heard.since >= patience
 
@@ -332,8 +332,10 @@ def _say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _looks_new(alive: Alive) -> bool:
-    return -NEWEST_SECONDS < time.time() - alive.time < OLDEST_SECONDS
+def _is_new(alive: Alive) -> bool:
+    """Tell whether a heartbeat was just written, as far as this host's clock can tell."""
+    ours = alive.clock is not None and alive.clock == clock_of_this_host()
+    return ours and abs(time.time() - alive.time) < SILENT_SECONDS
 
 
 def _runs(seen: Sequence[_Seen], now: float, silent: set[int]) -> list[Run]:
@@ -374,7 +376,7 @@ def _member(
     return Member(
         group,
         state,
-        silence=None if alive.time > now + NEWEST_SECONDS else max(0.0, now - alive.time),
+        silence=None if alive.time > now + _USUAL_DIFFERENCE else max(0.0, now - alive.time),
         update=alive.update,
         epoch=alive.epoch,
         seed=alive.seed,
