@@ -266,6 +266,38 @@ def _compare(before: _Said, now: _Said, plan: Plan) -> list[tuple[list[int], _Ch
 def _differences(
     before: _Said, now: _Said, group: int, bare: frozenset[str], exchange: Path
 ) -> Iterator[_Change]:
+    """Return what differs in one group."""
+    old, new = _settings(before, now, group, bare)
+    # Launch knows these defaults.
+    for key, default in (
+        ("common.seed", FAIRSEQ_DEFAULT_SEED),
+        ("task.codistill_dir", exchange),
+        (_UPDATE_FREQ, 1),
+    ):
+        name = _name_in(now.dialect, key)
+        old, new = {name: str(default), **old}, {name: str(default), **new}
+    update_freq = _name_in(now.dialect, _UPDATE_FREQ)
+    if before.workers is not None and before.workers != now.workers:
+        sizes = _passes(old[update_freq], before.workers), _passes(new[update_freq], now.workers)
+        if None not in sizes and sizes[0] == sizes[1]:
+            # Other devices for the same batches.
+            new[update_freq] = old[update_freq]
+        else:
+            yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers))
+    for name in sorted(old.keys() | new.keys()):
+        if _is_free(name):
+            continue
+        was, is_now = old.get(name), new.get(name)
+        if not same(last_part(name), was, is_now, before.directory, now.directory):
+            if was is not None and was == is_now:
+                was, is_now = elsewhere(was, before.directory), elsewhere(was, now.directory)
+            yield _Change(name, _shown(now.dialect, name), was, is_now)
+
+
+def _settings(
+    before: _Said, now: _Said, group: int, bare: frozenset[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the settings of one group before and now, those of files that are known included."""
     dialects = [one.of(group) for one in (before, now)]
     said = [command_line(dialect, bare) for dialect in dialects]
     files = [
@@ -289,31 +321,8 @@ def _differences(
             {**settings, topology: str(digest)}
             for settings, digest in zip(said, lines, strict=True)
         ]
-    # Launch knows these defaults.
-    for key, default in (
-        ("common.seed", FAIRSEQ_DEFAULT_SEED),
-        ("task.codistill_dir", exchange),
-        (_UPDATE_FREQ, 1),
-    ):
-        name = _name_in(now.dialect, key)
-        said = [{name: str(default), **settings} for settings in said]
     old, new = said
-    update_freq = _name_in(now.dialect, _UPDATE_FREQ)
-    if before.workers is not None and before.workers != now.workers:
-        sizes = _passes(old[update_freq], before.workers), _passes(new[update_freq], now.workers)
-        if None not in sizes and sizes[0] == sizes[1]:
-            # Other devices for the same batches.
-            new = {**new, update_freq: old[update_freq]}
-        else:
-            yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers))
-    for name in sorted(old.keys() | new.keys()):
-        if _is_free(name):
-            continue
-        was, is_now = old.get(name), new.get(name)
-        if not same(last_part(name), was, is_now, before.directory, now.directory):
-            if was is not None and was == is_now:
-                was, is_now = elsewhere(was, before.directory), elsewhere(was, now.directory)
-            yield _Change(name, _shown(now.dialect, name), was, is_now)
+    return old, new
 
 
 def _passes(update_freq: str, workers: int | None) -> list[Decimal] | None:
