@@ -15,7 +15,8 @@
 # Fewer GPUs than W stand in for W by --update-freq, which is the same in both, too.
 #
 # --full-batch is the other reading: each model by itself gets the recipe's batch, so that n models
-# cost n times the computation.
+# cost n times the computation.  In as many updates a model then makes n times as many epochs, and as
+# alpha grows by the epoch, it is another one, too.
 
 EXAMPLES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(dirname "$EXAMPLES")
@@ -34,6 +35,13 @@ value() {
 number() {
     [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || die "$1 $2 is no number; give a whole one from 1 on."
     printf '%s' "$2"
+}
+
+# variant: what tells the default directory of a run from the one of two models that share the
+# recipe's batch.  Reads MODELS and FULL_BATCH.
+variant() {
+    ((MODELS == 2)) || printf -- '-%d-models' "$MODELS"
+    [[ -z $FULL_BATCH ]] || printf -- '-full-batch'
 }
 
 # --- training ----------------------------------------------------------------------------------
@@ -86,7 +94,9 @@ recipe_options() {
     else
         MODELS=${models:-$MODELS}
     fi
-    local kind=codistillation
+    local kind
+    kind=codistillation$(variant)
+    # One model has the recipe's batch anyway.
     [[ -z $ALL_REDUCE ]] || kind=all_reduce
     OUT=${OUT:-runs/$NAME/$kind-seed$SEED}
 }
@@ -166,7 +176,7 @@ then_evaluate() {
 # two more; the former are kept in PASS_ON, and fairseq's flags in EXTRA.  Before it, the script
 # sets OPTION, the name of its list of points, and POINTS, the list by default.
 sweep_options() {
-    RECIPE=wmt16_big OUT='' SEED=1 DRY_RUN=''
+    RECIPE=wmt16_big OUT='' SEED=1 DRY_RUN='' MODELS=2 FULL_BATCH=''
     PASS_ON=() EXTRA=()
     local given
     while (($#)); do
@@ -179,12 +189,14 @@ sweep_options() {
                     "$OPTION") POINTS=$given ;;
                     --out) OUT=$given ;;
                     --seed) SEED=$(number "$@") ;;
+                    --groups) MODELS=$(number "$@") && PASS_ON+=("$1" "$given") ;;
                     *) PASS_ON+=("$1" "$given") ;;
                 esac
                 shift
                 ;;
             --dry-run) DRY_RUN=1 && PASS_ON+=("$1") ;;
-            --full-batch | --cpu) PASS_ON+=("$1") ;;
+            --full-batch) FULL_BATCH=1 && PASS_ON+=("$1") ;;
+            --cpu) PASS_ON+=("$1") ;;
             --) EXTRA=("${@:2}") && break ;;
             *) die "unknown argument '$1'; --help says what there is, flags of fairseq go after --." ;;
         esac
@@ -192,7 +204,7 @@ sweep_options() {
     done
     [[ $RECIPE == wmt16_big || $RECIPE == iwslt14_big ]] ||
         die "--recipe $RECIPE is unknown; give wmt16_big or iwslt14_big."
-    OUT=${OUT:-runs/$(basename "$0" .sh)/$RECIPE}
+    OUT=${OUT:-runs/$(basename "$0" .sh)/$RECIPE$(variant)}
     REPORTED=()
 }
 

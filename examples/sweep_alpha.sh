@@ -7,7 +7,7 @@
 #   --recipe NAME       wmt16_big or iwslt14_big (default: wmt16_big)
 #   --points LIST       GAMMA:ALPHA... (default: "1:0.1 1:0.3 1:1 1.1:0.03 1.1:0.1 1.1:0.3
 #                       1.5:0.0001 1.5:0.001 1.5:0.01")
-#   --out DIR           (default: runs/sweep_alpha/RECIPE)
+#   --out DIR           (default: runs/sweep_alpha/RECIPE, RECIPE-full-batch and so on)
 #   --gpus N, --groups N, --full-batch, --data DIR, --seed S, --precision P, --cpu, --dry-run
 #                       as for the recipe
 #

@@ -8,7 +8,7 @@
 #   --intervals LIST    updates between two exchanges (default: 2.5 times less often than the
 #                       recipe, as often, and 2.5 times more often: "6250 2500 1000" for
 #                       wmt16_big, "2500 1000 400" for iwslt14_big)
-#   --out DIR           (default: runs/sweep_interval/RECIPE)
+#   --out DIR           (default: runs/sweep_interval/RECIPE, RECIPE-full-batch and so on)
 #   --gpus N, --groups N, --full-batch, --data DIR, --seed S, --precision P, --cpu, --dry-run
 #                       as for the recipe
 #

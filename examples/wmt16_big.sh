@@ -8,10 +8,13 @@
 #                   --update-freq (default: 8)
 #   --groups N      models that codistil (default: 2)
 #   --all-reduce    the twin: one model on all GPUs, with label smoothing
-#   --full-batch    give each model the recipe's batch, not its share of it
+#   --full-batch    give each model the recipe's batch, not its share of it: of two models each
+#                   then makes twice the epochs in as many updates, and so has another alpha,
+#                   which grows by the epoch
 #   --data DIR      binarised data (default: data-bin/wmt16_en_de_bpe32k)
 #   --out DIR       checkpoints, logs, exchange
-#                   (default: runs/wmt16_big/codistillation-seed1, or all_reduce-seed1)
+#                   (default: runs/wmt16_big/codistillation-seed1, -full-batch-seed1,
+#                   -4-models-seed1 and so on, or all_reduce-seed1)
 #   --seed S        of the first model (default: 1)
 #   --precision P   fp16, bf16, amp or fp32 (default: fp16, as in the recipe)
 #   --cpu           CPU workers in place of GPUs; for a trial with a small model

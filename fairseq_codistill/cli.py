@@ -174,6 +174,18 @@ def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="flags (hydra: overrides) for group I alone; may be given again",
     )
     parser.add_argument(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=(
+            "go on with another value of this setting than the run in OUT has had so far; NAME is "
+            "a flag without its dashes, a hydra key or, for what COMMAND has without a flag, data; "
+            "may be given again. What decides only length, logging, saving and validation may "
+            "change without it"
+        ),
+    )
+    parser.add_argument(
         "--print",
         action="store_true",
         dest="show",
@@ -302,6 +314,7 @@ def _launch(options: argparse.Namespace) -> int:
         hang_timeout=options.hang_timeout,
         group_flags=options.group,
         command=options.command,
+        allow_changed=options.allow_changed,
     )
     return run.show(launch_options) if options.show else run.launch(launch_options)
 

@@ -87,10 +87,8 @@ def _tasks(name: str, file: str, old: str, new: str) -> Fault:
 
 WRITE_TENSORS = '        self.store.write(f"{stem}.safetensors", data)\n'
 WRITE_MANIFEST = '        self.store.write(f"{stem}.json", content)\n'
-DELETE_MANIFEST = '            self.store.delete(f"{group_folder(group)}/{update:010d}.json")\n'
-DELETE_TENSORS = (
-    '            self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")\n'
-)
+DELETE_MANIFEST = '        self.store.delete(f"{group_folder(group)}/{update:010d}.json")\n'
+DELETE_TENSORS = '        self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")\n'
 
 
 def _launch(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
@@ -1233,6 +1231,170 @@ FAULTS = [
         'before.get("met") == exchange',
         '"met" in before',
         ("test_meeting",),
+    ),
+    # A relaunch with other settings.
+    _launch(
+        "relaunch-takes-any-setting",
+        "changed",
+        "    if refused:\n",
+        "    if False:\n",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-lets-the-print-pass",
+        "run",
+        "    changed.changes(plan, record.read(plan.out), options.allow_changed)\n    ports",
+        "    ports",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-forgets-flags-of-single-groups",
+        "changed",
+        "        own = self.flags.get(group, ())\n",
+        "        own = ()\n",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-forgets-the-number-of-workers",
+        "changed",
+        "if before.workers is not None and before.workers != now.workers:",
+        "if False:",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-takes-fewer-workers-for-the-same-batch",
+        "changed",
+        "[number * workers for number in told]",
+        "[number for number in told]",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-does-not-look-into-files",
+        "changed",
+        "    if first is not None and second is not None:\n",
+        "    if False:\n",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-takes-a-word-for-a-path",
+        "values",
+        "return old != new and any(os.path.lexists(place) for place in old)",
+        "return old != new",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-takes-another-directory-for-the-same",
+        "values",
+        "return setting not in _PATHS or not _is_elsewhere(old, old_from, new_from)",
+        "return True",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-compares-before-anything-is-trained",
+        "changed",
+        " or not _has_trained(plan):",
+        ":",
+        "test_launch_changed",
+    ),
+    _launch(
+        "relaunch-wants-the-options-of-an-older-record",
+        "changed",
+        ' if "options" in record else now.flags',
+        "",
+        "test_launch_changed",
+    ),
+    # Who lives.
+    _exchange(
+        "a-heartbeat-that-stands-still-lives",
+        "presence",
+        "after.running and after != before else None",
+        "after.running else None",
+        "test_presence",
+    ),
+    _exchange(
+        "liveness-by-the-time-told",
+        "presence",
+        "    if not before.running:\n",
+        "    if not before.running or not abs(time.time() - before.time) < 60:\n",
+        "test_presence",
+    ),
+    _codistillation(
+        "groups-that-died-count",
+        "membership",
+        "(alive.finished or lives(self._exchange.store, other, alive))",
+        "True",
+    ),
+    Fault(
+        "status-compares-other-clocks",
+        "fairseq_codistill/status/survey.py",
+        "    ours = alive.clock is not None and alive.clock == clock_of_this_host()\n",
+        "    ours = True\n",
+        ("test_status",),
+    ),
+    Fault(
+        "status-does-not-watch",
+        "fairseq_codistill/status/survey.py",
+        "        self._watch([one for one in seen if self._is_doubtful(one.group)])\n",
+        "",
+        ("test_status",),
+    ),
+    # A group that starts over.
+    _codistillation(
+        "a-former-life-stays",
+        "membership",
+        "        self._clear = self._lockstep\n",
+        "        self._clear = True\n",
+    ),
+    _codistillation(
+        "a-former-life-goes-in-lockstep",
+        "membership",
+        "        self._clear = self._lockstep\n",
+        "        self._clear = False\n",
+    ),
+    _codistillation(
+        "a-former-life-is-removed-too-late",
+        "membership",
+        "            self._clear_the_way()\n            ready()\n",
+        "            ready()\n",
+    ),
+    _exchange(
+        "a-former-life-takes-other-runs-with-it",
+        "exchange",
+        "            if self._own_manifest(group, above) is not None:\n",
+        "            if True:\n",
+        "test_codistillation",
+    ),
+    _exchange(
+        "a-former-life-takes-the-start-with-it",
+        "exchange",
+        "            if above <= update:\n",
+        "            if above < update:\n",
+        "test_codistillation",
+    ),
+    _exchange(
+        "peers-stay-with-what-was-removed",
+        "reader",
+        "        if above not in updates:\n",
+        "        if False:\n",
+        "test_codistillation",
+    ),
+    _codistillation(
+        "the-replay-may-differ",
+        "membership",
+        "exact = self._published == self._start or ",
+        "exact = self._published == self._start and ",
+    ),
+    _codistillation(
+        "the-replay-must-match-on-a-gpu",
+        "membership",
+        "        if self._publisher.agreed or not exact:\n",
+        "        if self._publisher.agreed:\n",
+    ),
+    _codistillation(
+        "nothing-is-said-of-random-peers",
+        "membership",
+        "                self._tell_of_random_peers()\n",
+        "                pass\n",
     ),
 ]
 

@@ -1,5 +1,6 @@
 """The core without a framework: two groups of a linear model in one process."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from fairseq_codistill.exchange import (
     SnapshotRejected,
     Store,
     prefetcher,
+    presence,
     publisher,
 )
 from fairseq_codistill.objective import Head, Hidden
@@ -37,6 +39,7 @@ from fairseq_codistill.objective import Head, Hidden
 @pytest.fixture(autouse=True)
 def quick_look(monkeypatch):
     monkeypatch.setattr(prefetcher, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(presence, "HEARTBEAT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -191,27 +194,196 @@ def test_a_resumed_group_publishes_where_it_resumes(join, tmp_path):
     assert published(tmp_path, 0) == [7]
 
 
-def begin(side):
-    """Make the first update of a run, and have it looked for a former one."""
-    side.at_boundary(0, 1)
+def begin(side, update=0):
+    """Make the first update of a process, and have it looked for a former life of its group."""
+    side.at_boundary(update, 1)
     for thread in threading.enumerate():
         if thread.name == "codistill-former-life":
             thread.join(60)
             assert not thread.is_alive(), "a former life was looked for in vain for 60 s"
+    side._membership._publisher.wait(60)
 
 
-def test_a_run_that_begins_again_over_its_own_snapshots_is_warned(join, caplog):
-    first = join(0, codistill_mode="async")
-    begin(first)
-    first.finish(900)
-    assert "already has snapshots" not in caplog.text
+def lived(join, *updates, **settings):
+    """Leave what a group leaves that was ended after it has published at these updates."""
+    side = join(0, codistill_mode="async", codistill_keep=0, **settings)
+    for update in updates:
+        side.at_boundary(update, 1)
+        side._membership._publisher.wait(60)
+    side.abandon()
+    return side
+
+
+def test_a_group_that_starts_over_removes_the_snapshots_of_its_former_life(join, tmp_path, caplog):
+    lived(join, 2, 4, 900)
+    other = join(1, codistill_mode="async")
+    other.finish(900)
+    elsewhere = Exchange(Store(str(tmp_path)), "another")
+    elsewhere.publish(draft(update=1000, group=0))
+    assert "removed" not in caplog.text
     again = join(0, codistill_mode="async")
     begin(again)
+    # Of another group, and of another run, they stay.
+    assert published(tmp_path, 0) == [1000]
+    assert published(tmp_path, 1) == [900]
+    says = "removed 3 snapshot(s) of this group above update 0, where it starts, up to update 900"
+    assert caplog.text.count(says) == 1
+    assert not list((tmp_path / "group-0").glob("0000000900.*"))
+    again.at_boundary(2, 1)
+    again._membership._publisher.wait(60)
+    assert published(tmp_path, 0) == [2, 1000]
+    assert caplog.text.count("removed") == 1
     again.abandon()
-    assert "already has snapshots of this group, up to update 900" in caplog.text
     caplog.clear()
-    begin(join(0, codistill_mode="async", codistill_run_id="another"))
-    assert "already has snapshots" not in caplog.text
+    begin(join(0, codistill_mode="async", codistill_run_id="a third"))
+    assert "removed" not in caplog.text
+
+
+def test_a_peer_that_has_the_old_snapshot_takes_the_new_ones(join):
+    lived(join, 2, 900)
+    waiting = join(1, codistill_mode="async", codistill_interval=999)
+    refreshed_at(waiting, 4, live=1)
+    assert waiting.staleness == 4 - 900
+    again = join(0, codistill_mode="async")
+    begin(again)
+    waiting.at_boundary(5, 1)
+    # Until there is a new one, the old one is better than none.
+    assert (len(waiting.peers), waiting.staleness) == (1, 5 - 900)
+    again.at_boundary(2, 1)
+
+    def new():
+        waiting.at_boundary(6, 1)
+        return waiting.staleness == 4
+
+    eventually(new, "the peer goes on with a snapshot that is there no more")
+
+
+@pytest.mark.parametrize(("start", "left"), [(2, [2]), (3, [2, 3]), (4, [2, 4]), (9, [2, 4, 9])])
+def test_what_a_checkpoint_covers_stays(join, tmp_path, start, left):
+    lived(join, 2, 4)
+    begin(join(0, codistill_mode="async", codistill_keep=0), start)
+    assert published(tmp_path, 0) == left
+
+
+def test_a_group_that_has_nothing_to_do_removes_nothing(join, tmp_path):
+    lived(join, 2, 4)
+    join(0, codistill_mode="async", codistill_keep=0).finish(4)
+    assert published(tmp_path, 0) == [2, 4]
+
+
+def test_a_former_life_is_removed_once_the_exchange_answers(join, tmp_path, monkeypatch, caplog):
+    lived(join, 2, 900)
+    again = join(0, codistill_mode="async")
+    updates, away = Exchange.updates, True
+
+    def sometimes(self, group):
+        if away:
+            raise OSError("no route to host")
+        return updates(self, group)
+
+    monkeypatch.setattr(Exchange, "updates", sometimes)
+    monkeypatch.setattr(publisher, "FIRST_RETRY_SECONDS", 0.02)
+    begin(again)
+    assert "above update 0 is not known (no route to host)" in caplog.text
+    again.at_boundary(2, 1)
+    away = False
+    eventually(lambda: "removed 2 snapshot(s)" in caplog.text, "the old ones are not removed")
+    assert again._membership._publisher.wait(60)
+    assert published(tmp_path, 0) == [2]
+    assert caplog.text.count("removed 2 snapshot(s)") == 1
+
+
+def test_training_does_not_wait_for_a_former_life_to_be_removed(join, tmp_path, monkeypatch):
+    lived(join, 2, 900)
+    again = join(0, codistill_mode="async")
+    updates, answer = Exchange.updates, threading.Event()
+
+    def hangs(self, group):
+        answer.wait(60)
+        return updates(self, group)
+
+    monkeypatch.setattr(Exchange, "updates", hangs)
+    for update in range(5):
+        again.at_boundary(update, 1)
+    assert again._membership.skipped == 1
+    answer.set()
+    assert again._membership._publisher.wait(60)
+    assert published(tmp_path, 0) == [2]
+
+
+def test_in_lockstep_a_former_life_stays_and_is_replayed(join, tmp_path, caplog):
+    sides = [join(0), join(1)]
+    for update in (0, 2):
+        both_at(sides, update)
+    sides[0].abandon()
+    join(0, model=sides[0].model)._membership.at_boundary(0, 1)
+    assert published(tmp_path, 0) == [0, 2]
+    assert "removed" not in caplog.text
+
+
+def test_in_lockstep_the_replay_must_match(join, tmp_path, caplog):
+    sides = [join(0), join(1)]
+    for update in (0, 2, 4):
+        both_at(sides, update)
+    sides[0].abandon()
+    before = [Exchange(Store(str(tmp_path)), "default").manifest(0, u).sha256 for u in (0, 2, 4)]
+    again = join(0, model=sides[0].model)
+    again.at_boundary(0, 1)
+    again.at_boundary(2, 1)
+    # Not trained as before.
+    again.model.weight.data += 1.0
+    again.at_boundary(4, 1)
+    with pytest.raises(ConfigError) as refused:
+        again.at_boundary(6, 1)
+    says = "has published other weights of group 0 for update 4 than this process has, which began"
+    assert says in str(refused.value)
+    assert f"{tmp_path}/group-0" in str(refused.value)
+    now = [Exchange(Store(str(tmp_path)), "default").manifest(0, u).sha256 for u in (0, 2, 4)]
+    assert now == before
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_on_a_gpu_only_the_beginning_must_match(join, start):
+    """There the same computation may give other bits."""
+    sides = [join(0), join(1)]
+    for update in (0, 2, 4):
+        both_at(sides, update)
+    sides[0].abandon()
+    again = join(0, model=sides[0].model)
+    membership = again._membership
+    membership._group = dataclasses.replace(membership._group, like=torch.empty(1, device="meta"))
+    if start == 2:
+        again.model.weight.data += 1.0
+        with pytest.raises(ConfigError, match="other weights of group 0 for update 2 than"):
+            membership.at_boundary(start, 1)
+        return
+    membership.at_boundary(0, 1)
+    again.model.weight.data += 1.0
+    for update in (2, 4, 6):
+        membership.at_boundary(update, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "said"),
+    [
+        ({}, 0, True),
+        ({"codistill_burn_in": 1}, 0, True),
+        ({"codistill_burn_in": 2}, 0, False),
+        ({"codistill_interval": 1}, 0, False),
+        ({"codistill_alpha": 0.0}, 0, False),
+        ({"codistill_mode": "async"}, 0, False),
+        ({}, 2, False),
+        ({}, 1, True),
+    ],
+)
+def test_lockstep_says_that_it_learns_from_random_peers(join, caplog, settings, start, said):
+    caplog.set_level("INFO")
+    side = join(0, **settings)
+    for update in (start, start + 2):
+        side._membership.at_boundary(update, 1)
+    says = "--codistill-interval 2 in lockstep: up to update 2 this group learns from peers"
+    assert caplog.text.count(says) == int(said)
+    assert caplog.text.count("--codistill-burn-in 2 leaves them out") == int(said)
 
 
 def test_lockstep_refuses_to_go_on_from_other_weights(join):
@@ -267,6 +439,34 @@ def test_groups_that_do_not_go_together_are_refused(join, changes, says):
         join(1, **changes)
 
 
+class Clock:
+    """The time module on a host whose clock is off."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, off):
+        self.time = lambda: time.time() + off
+
+
+@pytest.mark.parametrize("off", [-90, 7200])
+def test_groups_that_do_not_go_together_are_refused_whatever_their_clocks_say(
+    join, monkeypatch, off
+):
+    monkeypatch.setattr(presence, "time", Clock(off))
+    join(0)
+    with pytest.raises(ConfigError, match="--seed 0 is that of group 0 too"):
+        join(1, seed=0)
+
+
+@pytest.mark.parametrize("off", [0, -90, 7200])
+def test_a_group_that_was_killed_does_not_count_whatever_its_clock_said(join, tmp_path, off):
+    join(0).abandon()
+    path = tmp_path / "group-0" / "alive.json"
+    alive = json.loads(path.read_text()) | {"running": True, "time": time.time() + off}
+    path.write_text(json.dumps(alive))
+    join(1, seed=0)
+
+
 def test_a_group_that_has_finished_keeps_its_seed_and_one_that_died_does_not(join, tmp_path):
     join(0, codistill_mode="async").finish(5)
     with pytest.raises(ConfigError, match="--seed 0 is that of group 0 too"):
@@ -319,6 +519,8 @@ def test_a_peer_that_falls_behind_is_left_out_and_taken_back(join, caplog):
     waiting = join(0, codistill_mode="async", codistill_max_staleness=6, codistill_interval=99)
     peer = join(1, codistill_mode="async")
     peer.at_boundary(2, 1)
+    # It may be seen before the publisher is done with it, which would skip the next one.
+    assert peer._membership._publisher.wait(60)
     refreshed_at(waiting, 4, live=1)
     waiting.at_boundary(8, 1)
     assert (len(waiting.peers), waiting.staleness) == (1, 6)

@@ -122,6 +122,40 @@ def test_what_cannot_be_is_refused_in_a_sentence(line, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("line", "out"),
+    [
+        ("wmt16_big.sh", "wmt16_big/codistillation-seed1"),
+        ("wmt16_big.sh --groups 2 --gpus 16", "wmt16_big/codistillation-seed1"),
+        ("wmt16_big.sh --full-batch", "wmt16_big/codistillation-full-batch-seed1"),
+        ("wmt16_big.sh --groups 4", "wmt16_big/codistillation-4-models-seed1"),
+        ("iwslt14_big.sh --full-batch --seed 3", "iwslt14_big/codistillation-full-batch-seed3"),
+        ("iwslt14_big.sh --all-reduce", "iwslt14_big/all_reduce-seed1"),
+        # One model has the recipe's batch anyway.
+        ("iwslt14_big.sh --all-reduce --full-batch", "iwslt14_big/all_reduce-seed1"),
+        ("sweep_interval.sh", "sweep_interval/wmt16_big/interval-6250-seed1"),
+        (
+            "sweep_interval.sh --full-batch",
+            "sweep_interval/wmt16_big-full-batch/interval-6250-seed1",
+        ),
+        (
+            "sweep_alpha.sh --groups 4 --full-batch",
+            "sweep_alpha/wmt16_big-4-models-full-batch/gamma-1-alpha-0.1-seed1",
+        ),
+        ("wmt16_big.sh --full-batch --out O", "O"),
+    ],
+)
+def test_the_default_directory_tells_runs_with_other_batches_apart(line, out, tmp_path):
+    command = next(words for words in printed(line, tmp_path) if words[0] == "codistill")
+    assert command[command.index("--out") + 1] == (out if out == "O" else f"runs/{out}")
+
+
+@pytest.mark.parametrize("script", ["wmt16_big.sh", "iwslt14_big.sh"])
+def test_the_help_says_what_a_full_batch_changes(script, tmp_path):
+    told = " ".join(example(f"{script} --help", tmp_path).split())
+    assert re.search(r"--full-batch [^-]*twice the epochs .* another alpha", told)
+
+
 # --- every line that is printed is understood -----------------------------------------------------
 
 

@@ -135,6 +135,8 @@ def test_others_can_write_neither_out_nor_the_record(tmp_path):
         *[({"history": {}}, "history"), ({"history": [1]}, "history")],
         ({"history": [{"groups": 1}]}, "entry 0 of its history: its field groups"),
         *[({"versions": []}, "versions"), ({"versions": {"torch": 2}}, "versions")],
+        *[({"files": value}, "files") for value in ([], {"a": 1}, {"a": {"b": 1}})],
+        ({"files": {"a": {"b": "\0"}}}, "files"),
         *[({"options": "--groups"}, "options"), ({"command": None}, "command")],
         *[({"directory": 1}, "directory"), ({"directory": "a\0b"}, "directory")],
         *[({"exchange": 1}, "exchange"), ({"exchange": "a\0"}, "exchange")],

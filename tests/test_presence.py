@@ -1,5 +1,6 @@
 """One live process per group index."""
 
+import itertools
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from fairseq_codistill.exchange import Alive, ExchangeError, Presence, Store, presence, read_alive
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 
 
 @pytest.fixture
@@ -36,10 +38,13 @@ def test_the_heartbeat_tells_how_far_the_group_is(store):
     while (alive := read_alive(store, 0)).update != 8:
         assert time.monotonic() < deadline, "the heartbeat tells nothing new"
         time.sleep(0.02)
-    assert (alive.update, alive.fresh, alive.finished) == (8, True, False)
+    assert (alive.update, alive.running, alive.finished) == (8, True, False)
+    # Its own clock, and which that is.
+    assert abs(time.time() - alive.time) < 60
+    assert alive.clock == clock_of_this_host()
     first.release(finished=True)
     alive = read_alive(store, 0)
-    assert (alive.finished, alive.fresh) == (True, False)
+    assert (alive.finished, alive.running) == (True, False)
 
 
 class Watched(Store):
@@ -67,6 +72,69 @@ def test_a_second_live_process_is_refused(store):
     again.release(finished=False)
 
 
+# Seconds by which another host's clock is off: behind, ahead, and as set by nobody.
+OFF = [-90.0, 7200.0, -1.7e9]
+
+
+class Elsewhere:
+    """The time module on a host whose clock is off, or stands still."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, off: float, stands: bool = False) -> None:
+        self.off = off
+        self.stood = time.time() if stands else None
+
+    def time(self) -> float:
+        return (self.stood or time.time()) + self.off
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_a_live_process_is_refused_whatever_its_clock_says(store, monkeypatch, off):
+    monkeypatch.setattr(presence, "time", Elsewhere(off))
+    first = make(store, "one")
+    first.claim()
+    with pytest.raises(ExchangeError, match="--codistill-group 0: another live process"):
+        make(Watched(store.uri, first), "two").claim()
+    first.release(finished=False)
+
+
+def test_a_live_process_whose_clock_stands_still_gets_on_all_the_same(store, monkeypatch):
+    monkeypatch.setattr(presence, "time", Elsewhere(0.0, stands=True))
+    updates = itertools.count()
+    first = make(store, "one", lambda: next(updates))
+    first.claim()
+    with pytest.raises(ExchangeError, match="--codistill-group 0: another live process"):
+        make(Watched(store.uri, first), "two").claim()
+    first.release(finished=False)
+
+
+@pytest.mark.parametrize("off", [0.0, *OFF])
+def test_a_dead_process_is_replaced_whatever_its_clock_said(store, monkeypatch, off):
+    with monkeypatch.context() as patch:
+        patch.setattr(presence, "time", Elsewhere(off))
+        killed = make(store, "one")
+        killed.claim()
+        killed._stop.set()
+        killed._thread.join()
+    left = asdict(read_alive(store, 0)) | {"running": True}
+    store.write("group-0/alive.json", json.dumps(left).encode())
+    successor = make(store, "two")
+    successor.claim()
+    assert read_alive(store, 0).nonce == "two"
+    successor.release(finished=False)
+
+
+def test_a_process_that_said_it_ended_is_not_watched(store, monkeypatch):
+    first = make(store, "one")
+    first.claim()
+    first.release(finished=False)
+    monkeypatch.setattr(presence, "HEARTBEAT_SECONDS", 1000.0)
+    again = make(store, "two")
+    again.claim()
+    again.release(finished=False)
+
+
 def test_a_restart_with_the_same_nonce_is_not_refused(store):
     first, restart = make(store, "one"), make(store, "one")
     first.claim()
@@ -78,9 +146,9 @@ def test_a_restart_with_the_same_nonce_is_not_refused(store):
 def test_a_process_killed_a_moment_ago_is_observed_and_then_replaced(store):
     killed = make(store, "one")
     killed.claim()
-    killed._stop.set()  # what SIGKILL leaves: a fresh sign of life, and none after it
+    killed._stop.set()  # what SIGKILL leaves: a heartbeat, and none after it
     killed._thread.join()
-    assert read_alive(store, 0).fresh
+    assert read_alive(store, 0).running
     successor = make(store, "two")
     successor.claim()
     assert read_alive(store, 0).nonce == "two"
@@ -148,7 +216,7 @@ def test_a_sign_of_life_may_say_no_more_than_it_must(store, tmp_path, finished):
     said = {"run_id": "run", "nonce": "n", "update": 7, "time": time.time(), "finished": finished}
     (tmp_path / "group-0" / "alive.json").write_text(json.dumps(said))
     alive = read_alive(store, 0)
-    assert (alive.update, alive.fresh, alive.finished) == (7, not finished, finished)
+    assert (alive.update, alive.running, alive.finished) == (7, not finished, finished)
     assert (alive.seed, alive.vocabulary) == (None, None)
     for name in said:
         less = {key: value for key, value in said.items() if key != name}

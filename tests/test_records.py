@@ -517,7 +517,7 @@ def test_a_logger_is_guarded_once_and_long_values_are_cut(lines):
 # alive.json
 
 
-ALIVE = Alive("run", "nonce", 7, 1.5, False, True, 3, "digest", 1, 2, {"1": 5})
+ALIVE = Alive("run", "nonce", 7, 1.5, False, True, 3, "digest", 1, 2, {"1": 5}, "clock")
 
 
 def alive_with(**changes: object) -> bytes:
@@ -549,7 +549,7 @@ FLAGS = [None, 0, 1, "true", [], {}]
     [
         *[(name, value) for name in ("update", "restarts", "epoch") for value in WHOLE],
         *[(name, value) for name in ("run_id", "nonce") for value in TEXTS],
-        *[("vocabulary", value) for value in TEXTS[1:]],
+        *[(name, value) for name in ("vocabulary", "clock") for value in TEXTS[1:]],
         *[(name, value) for name in ("finished", "running") for value in FLAGS],
         *[("time", value) for value in (None, True, "1", [], -1, -0.1, 2**40, 1e300, 10**39)],
         *[("seed", value) for value in (True, 1.0, "1", [], 2**64, -(2**63) - 1)],

@@ -6,21 +6,30 @@ import pty
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import fsspec
 import pytest
-from harness import BIN, LOCKSTEP, SEED_STEP, environment, keys, launch
+from harness import BIN, LOCKSTEP, SEED_STEP, environment, eventually, keys, launch
 from servers import s3_server
 
 from fairseq_codistill import cli
 from fairseq_codistill.exchange import Alive, Draft, Exchange, Store
-from fairseq_codistill.status import table
+from fairseq_codistill.records.heartbeat import clock_of_this_host
+from fairseq_codistill.status import survey, table
 from fairseq_codistill.status.places import Place
 from fairseq_codistill.status.survey import MANIFESTS_READ, Member, Newest, Report, Run, Survey
 
 NOW = 1_800_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def soon_sure(monkeypatch):
+    """Heartbeats that do not look new are watched for a moment only."""
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(survey, "LOOK_EVERY", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +86,9 @@ def publish(store: Store, run_id: str, group: int, update: int) -> None:
 
 
 def say(store: Store, group: int, **fields: object) -> None:
-    """Write a group's alive.json."""
-    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", time=time.time())
+    """Write a group's alive.json as a process of this host does."""
+    now = {"time": time.time(), "clock": clock_of_this_host()}
+    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", **now)
     data = json.dumps({**vars(alive), **fields}).encode()
     store.write(f"group-{group}/alive.json", data)
 
@@ -161,6 +171,74 @@ def test_states(tmp_path, capsys):
     assert 299 < groups[1]["silence"] < 400
     assert (groups[3]["restarts"], groups[3]["epoch"]) == (2, 7)
     assert "1  silent 5 min" in told(capsys, tmp_path)
+
+
+# Seconds by which another host's clock is off: behind, ahead, and as set by nobody.
+OFF = [-90.0, 30.0, 7200.0, -1.7e9]
+
+
+@pytest.mark.parametrize("off", [0.0, *OFF])
+def test_a_group_that_runs_does_so_whatever_its_clock_says(tmp_path, monkeypatch, capsys, off):
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 60.0)
+    store, stop = Store(str(tmp_path)), threading.Event()
+    say(store, 0, time=time.time() + off, clock="another")
+
+    def beat():
+        while not stop.wait(0.1):
+            say(store, 0, time=time.time() + off, clock="another")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        (run,) = document(capsys, tmp_path)["runs"]
+    finally:
+        stop.set()
+        thread.join()
+    (group,) = run["groups"]
+    assert group["state"] == "running"
+    # Of another clock's future no age can be told.
+    assert (group["silence"] is None) == (off > 5)
+
+
+@pytest.mark.parametrize("off", [0.0, *OFF])
+def test_a_group_that_was_killed_is_silent_whatever_its_clock_said(tmp_path, capsys, off):
+    store = Store(str(tmp_path))
+    other = {"time": time.time() + off, "clock": "another"}
+    say(store, 0, **other)
+    say(store, 1, **other, running=False)
+    # An earlier version does not tell which clock it is.
+    say(store, 2, **other | {"clock": None})
+    (run,) = document(capsys, tmp_path)["runs"]
+    assert [group["state"] for group in run["groups"]] == ["silent", "stopped", "silent"]
+    assert "silent" in told(capsys, tmp_path)
+
+
+@pytest.mark.parametrize(("age", "state"), [(0, "running"), (40, "running"), (70, "silent")])
+def test_a_heartbeat_of_this_host_tells_its_age(tmp_path, monkeypatch, capsys, age, state):
+    if state == "running":
+        monkeypatch.setattr(survey, "WATCH_SECONDS", 1e6)
+    say(Store(str(tmp_path)), 0, time=time.time() - age)
+    (run,) = document(capsys, tmp_path)["runs"]
+    assert run["groups"][0]["state"] == state
+
+
+def test_a_heartbeat_that_was_seen_to_change_is_believed_for_a_minute_only(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    say(store, 0, clock="another")
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 60.0)
+    looks = Survey(Place(str(tmp_path)))
+    # As time goes by; that it stands still by the other clock says nothing.
+    monkeypatch.setattr(survey, "SILENT_SECONDS", 0.5)
+
+    def state():
+        return looks.look().runs[0].members[0].state
+
+    timer = threading.Timer(0.2, say, (store, 0), {"clock": "another", "update": 7})
+    timer.start()
+    assert state() == "running"
+    eventually(lambda: state() == "silent", "a heartbeat that stands still is believed")
+    say(store, 0, clock="another", update=8)
+    assert state() == "running"
 
 
 def test_several_runs_the_last_one_first(tmp_path, capsys):

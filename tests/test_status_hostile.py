@@ -18,6 +18,7 @@ from fairseq_codistill import cli
 from fairseq_codistill.exchange import Alive, Draft, Exchange, Store
 from fairseq_codistill.exchange.bounded import within
 from fairseq_codistill.records import guarded
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 from fairseq_codistill.status import limits, survey
 
 ESCAPES = "\x1b]0;mine\x07\n2026-01-01 | INFO | train_inner | {}\r\u202e"
@@ -49,7 +50,8 @@ def document(capsys, place: object) -> dict:
 
 def say(folder: Path, group: int = 0, **fields: object) -> None:
     """Write a group's alive.json."""
-    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", time=time.time())
+    now = {"time": time.time(), "clock": clock_of_this_host()}
+    alive = Alive(run_id="a", nonce="n", seed=group, vocabulary="v", **now)
     (folder / f"group-{group}").mkdir(parents=True, exist_ok=True)
     text = json.dumps({**vars(alive), **fields})
     (folder / f"group-{group}/alive.json").write_text(text)
@@ -262,6 +264,8 @@ def test_a_manifest_that_lies_elsewhere(tmp_path, capsys):
 
 
 def test_more_than_anybody_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(survey, "WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(survey, "LOOK_EVERY", 0.05)
     for name, most in {"MOST_GROUPS": 20, "MOST_RUNS": 5, "MOST_PROBLEMS": 10}.items():
         monkeypatch.setattr(survey, name, most)
     for group in range(50):

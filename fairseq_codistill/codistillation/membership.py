@@ -28,6 +28,7 @@ from fairseq_codistill.exchange import (
     Publisher,
     Unpublishable,
     first_names,
+    lives,
     read_alive,
 )
 from fairseq_codistill.records import Memory, get_logger
@@ -99,6 +100,10 @@ class Membership:
         self._published: int | None = None
         self._started = False
         self._rehearse()
+        self._start = 0
+        self._clearing = threading.Lock()
+        # In lockstep they stay: the replay must match them.
+        self._clear = self._lockstep
         self._copy_out = CopyOut(WIRE_DTYPES[config.codistill_snapshot_dtype])
         self.memory = memory
         self.nonce = os.environ.get("CODISTILL_NONCE") or uuid.uuid4().hex
@@ -135,15 +140,15 @@ class Membership:
             self.check_published()
         due = update % self._config.codistill_interval == 0
         if not self._started:
-            self._started = True
+            self._started, self._start = True, update
             if self._lockstep:
+                self._tell_of_random_peers()
                 self._publish_start()
                 return
-            if update == 0:
-                # Whether or not the exchange answers, training begins.
-                threading.Thread(
-                    target=self._warn_of_a_former_life, name="codistill-former-life", daemon=True
-                ).start()
+            # Whether or not the exchange answers, training begins.
+            threading.Thread(
+                target=self._try_to_clear_the_way, name="codistill-former-life", daemon=True
+            ).start()
             # Nobody wants to learn from random weights, but a resumed model is worth having.
             due = update > 0
         if not due or self._published == update:
@@ -168,8 +173,11 @@ class Membership:
 
         Raises:
             ExchangeError: lockstep only: a snapshot that peers wait for cannot be published.
+            ConfigError: lockstep only: this process has other weights than its run had here.
         """
         self._update, self._epoch = update, epoch
+        if not self._started:
+            self._started, self._start = True, update
         deadline = time.monotonic() + LAST_SECONDS
         if self._lockstep:
             # Peers may wait for this one; the last one is for those who come later.
@@ -281,10 +289,9 @@ class Membership:
         alive = read_alive(self._exchange.store, other)
         if alive is None or alive.run_id != self._config.codistill_run_id:
             return
-        if not (alive.fresh or alive.finished):
-            return
+        problem = None
         if alive.seed == self._group.seed:
-            raise ConfigError(
+            problem = (
                 f"--seed {alive.seed} is that of group {other} too; give every group a seed of "
                 "its own, 1000003 apart"
             )
@@ -293,27 +300,60 @@ class Membership:
             ("target", alive.vocabulary, self._group.vocabulary),
             ("source", alive.source_vocabulary, self._group.source_vocabulary),
         ):
-            if listened and None not in (theirs, own) and theirs != own:
-                raise ConfigError(
+            if problem is None and listened and None not in (theirs, own) and theirs != own:
+                problem = (
                     f"--codistill-mode lockstep: group {other} has another {side} vocabulary and "
                     "cannot be left out; prepare the data of all groups with one dictionary, or "
                     "the same classes"
                 )
+        # Watched only if it matters: that takes some seconds.
+        if problem and (alive.finished or lives(self._exchange.store, other, alive)):
+            raise ConfigError(problem)
 
-    def _warn_of_a_former_life(self) -> None:
-        """Say so if this run has snapshots already and this process begins from the beginning."""
-        try:
-            newest = self._exchange.newest_update(self._config.codistill_group)
-        except Exception as error:  # noqa: BLE001 - stores raise what they like
-            logger.warning("whether this run has snapshots already is not known: %s", error)
-            return
-        if newest:
+    def _tell_of_random_peers(self) -> None:
+        """Lockstep: say so if the first updates are made with peers that have learnt nothing."""
+        config, interval = self._config, self._config.codistill_interval
+        first = max(self._start, config.codistill_burn_in)
+        if interval > 1 and first < interval and config.codistill_alpha > 0 and config.listens_to():
+            logger.info(
+                "--codistill-interval %d in lockstep: up to update %d this group learns from peers "
+                "as they were at update 0, which have learnt nothing; --codistill-burn-in %d "
+                "leaves them out until then",
+                *(interval, interval, interval),
+            )
+
+    def _clear_the_way(self) -> None:
+        """Async: remove this group's snapshots of updates above its start, and say so, once.
+
+        They are of a former life of the group, which has lost the checkpoints of that time.  As
+        they have the highest updates, peers would go on using them, and those that this life
+        publishes would be pruned.
+
+        Raises:
+            Exception: whatever the store raises; then it is to be tried again.
+        """
+        with self._clearing:
+            if self._clear:
+                return
+            removed = self._exchange.remove_above(self._config.codistill_group, self._start)
+            self._clear = True
+        if removed:
             logger.warning(
-                "the run %s already has snapshots of this group, up to update %d, and peers go "
-                "on using those; unless this is a restart of that run, stop all groups and give "
-                "them a --codistill-run-id of their own",
-                self._config.codistill_run_id,
-                newest,
+                "removed %d snapshot(s) of this group above update %d, where it starts, up to "
+                "update %d: the run %s has published them before, and peers would not see the new "
+                "ones; if that was another run, give each a --codistill-run-id of its own",
+                *(len(removed), self._start, max(removed), self._config.codistill_run_id),
+            )
+
+    def _try_to_clear_the_way(self) -> None:
+        try:
+            self._clear_the_way()
+        except Exception as error:  # noqa: BLE001 - stores raise what they like
+            logger.warning(
+                "whether this run has snapshots above update %d is not known (%s); it is tried "
+                "again before the next one is published",
+                self._start,
+                error,
             )
 
     def _await_published(self) -> None:
@@ -321,6 +361,7 @@ class Membership:
 
         Raises:
             ExchangeError: if it cannot be.
+            ConfigError: if it is another one than this run has published before.
         """
         timeout = self._config.codistill_timeout
         if not self._publisher.wait(timeout=timeout):
@@ -330,23 +371,47 @@ class Membership:
                 "allow more"
             )
         self.check_published()
+        self._check_agreed()
+
+    def _check_agreed(self) -> None:
+        """Lockstep: make sure that the newest snapshot is the one that peers have used, if any.
+
+        A group that resumes publishes again what it has published after its checkpoint, or all, if
+        it has lost its checkpoints.  On a GPU the same computation may give other last bits, so
+        there only the weights of the beginning, which were read from a file, must be the same.
+
+        Raises:
+            ConfigError: if it is not.
+        """
+        exact = self._published == self._start or self._group.like.device.type == "cpu"
+        if self._publisher.agreed or not exact:
+            return
+        group = self._config.codistill_group
+        self.note_failure(
+            f"the run has other weights of group {group} for update {self._published}"
+        )
+        raise ConfigError(
+            f"--codistill-run-id {self._config.codistill_run_id}: this run has published other "
+            f"weights of group {group} for update {self._published} than this process has, which "
+            f"began at update {self._start}; go on from that run's checkpoints with the settings, "
+            "devices and versions that it had, or remove this group's snapshots from that update "
+            f"on from {self._exchange.store.uri}/group-{group}, or give another id"
+        )
 
     def _publish_start(self) -> None:
         """Publish where a lockstep run starts or resumes, and make sure it is the same run."""
         self._submit()
         self._await_published()
-        if not self._publisher.agreed:
-            raise ConfigError(
-                f"--codistill-run-id {self._config.codistill_run_id}: this run has published "
-                f"other weights of group {self._config.codistill_group} for update "
-                f"{self._update} than this process starts with; resume from that run's "
-                "checkpoint, or give another id"
-            )
 
     def _submit(self) -> None:
         """Copy the weights out, and leave the rest to the publisher, which has room."""
         tensors, aliases, ready = self._copy_out(self._state())
-        self._publisher.submit(self._draft(tensors, aliases), ready)
+
+        def when_ready() -> None:
+            self._clear_the_way()
+            ready()
+
+        self._publisher.submit(self._draft(tensors, aliases), when_ready)
         self._published = self._update
 
     def _draft(self, tensors: Mapping[str, Tensor], aliases: dict[str, str]) -> Draft:

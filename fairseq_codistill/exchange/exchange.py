@@ -224,9 +224,21 @@ class Exchange:
             except SnapshotRejected:
                 if kept < keep:
                     continue
-            # The manifest first: what a reader may still find must be whole.
-            self.store.delete(f"{group_folder(group)}/{update:010d}.json")
-            self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")
+            self._delete(group, update)
+
+    def remove_above(self, group: int, update: int) -> list[int]:
+        """Delete this run's snapshots of a group above an update; return theirs.
+
+        Only the group's one writer may call this.
+        """
+        removed = []
+        for above in self.candidates(group):
+            if above <= update:
+                break
+            if self._own_manifest(group, above) is not None:
+                self._delete(group, above)
+                removed.append(above)
+        return removed
 
     def sweep(self, group: int) -> None:
         """Delete what a killed process of the group left half-written.
@@ -279,6 +291,11 @@ class Exchange:
         content = manifest.to_json()
         check_size(len(content))
         return manifest, content
+
+    def _delete(self, group: int, update: int) -> None:
+        # The manifest first: what a reader may still find must be whole.
+        self.store.delete(f"{group_folder(group)}/{update:010d}.json")
+        self.store.delete(f"{group_folder(group)}/{update:010d}.safetensors")
 
     def _is_whole(self, manifest: Manifest) -> bool:
         try:

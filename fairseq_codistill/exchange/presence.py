@@ -15,7 +15,7 @@ from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.exchange.store import Store
 from fairseq_codistill.records import get_logger, printable
-from fairseq_codistill.records.heartbeat import NAME, Alive, parse_alive
+from fairseq_codistill.records.heartbeat import NAME, Alive, clock_of_this_host, parse_alive
 
 logger = get_logger(__name__)
 
@@ -34,13 +34,34 @@ def read_alive(store: Store, group: int) -> Alive | None:
         return None
 
 
+def lives(store: Store, group: int, before: Alive) -> Alive | None:
+    """Watch whether the process that has left a heartbeat still runs.
+
+    It does if the heartbeat changes within one and a half beats.  What its time says counts for
+    nothing: it is that of another clock.
+
+    Args:
+        store: of the exchange.
+        group: the process's.
+        before: the heartbeat.
+
+    Returns:
+        Its newest heartbeat, or None if it does not run.
+    """
+    if not before.running:
+        return None
+    time.sleep(1.5 * HEARTBEAT_SECONDS)
+    after = read_alive(store, group)
+    return after if after is not None and after.running and after != before else None
+
+
 class Presence:
     """One group's claim to its index, kept up by a heartbeat in the background.
 
     Args:
         store: where ``alive.json`` goes.
         group: the index claimed.
-        alive: what to say first; ``time`` is filled in at each writing.
+        alive: what to say first; ``time`` and ``clock`` are filled in at each writing.
         progress: asked at each heartbeat for ``update``, ``epoch`` and ``peers``.
     """
 
@@ -58,8 +79,8 @@ class Presence:
         """Take the index, or refuse if a live process has it, and begin the heartbeat.
 
         The first heartbeat is read back: an exchange that takes bytes and does not return them is
-        none.  The other process is observed for one heartbeat and a half, so that neither a process
-        killed a moment ago nor a clock that is off counts as alive.
+        none.  Another process that says it runs is watched for one heartbeat and a half, so that
+        neither one that was killed nor a clock that is off is taken for what it is not.
 
         Args:
             needed: whether to insist on an exchange that answers.
@@ -89,18 +110,16 @@ class Presence:
 
     def _take(self) -> None:
         before = read_alive(self._store, self._group)
-        if before is not None and before.fresh and before.nonce != self._alive.nonce:
+        if before is not None and before.running and before.nonce != self._alive.nonce:
             logger.info(
-                "group %d left a sign of life %.0f s ago; watching whether it still lives",
+                "another process has left a heartbeat as group %d; watching whether it still runs",
                 self._group,
-                time.time() - before.time,
             )
-            time.sleep(1.5 * HEARTBEAT_SECONDS)
-            after = read_alive(self._store, self._group)
-            if after is not None and after.running and after.time != before.time:
+            other = lives(self._store, self._group, before)
+            if other is not None:
                 raise ExchangeError(
                     f"--codistill-group {self._group}: another live process has this index in "
-                    f"{self._store.uri} (run {after.run_id}, update {after.update}); give every "
+                    f"{self._store.uri} (run {other.run_id}, update {other.update}); give every "
                     "group an index of its own or stop the other process"
                 )
         self._write()
@@ -175,6 +194,7 @@ class Presence:
             logger.error("the last sign of life could not be written: %s", error)
 
     def _write(self) -> None:
-        alive = dataclasses.replace(self._alive, time=time.time(), **self._progress())
+        now = {"time": time.time(), "clock": clock_of_this_host()}
+        alive = dataclasses.replace(self._alive, **now, **self._progress())
         data = json.dumps(dataclasses.asdict(alive), indent=1).encode()
         self._store.write(f"{group_folder(self._group)}/alive.json", data)

@@ -111,9 +111,14 @@ class Reader:
     def newest(self, peer: int, above: int) -> Snapshot | None:
         """Read a peer's newest sound snapshot after update ``above``; None if there is none.
 
-        What was rejected before is not read again, unless it is due.
+        What was rejected before is not read again, unless it is due.  If the one of ``above`` is
+        there no more and none is newer, the peer has started over, and its newest one takes its
+        place.
         """
-        for update in self.exchange.candidates(peer):
+        updates = self.exchange.candidates(peer)
+        if above not in updates:
+            above = -1
+        for update in updates:
             if update <= above:
                 break
             before = self._verdicts.get((peer, update))

@@ -65,6 +65,10 @@ class Dialect(ABC):
         """Give the value that ``key`` has from a configuration file, or None."""
         return None
 
+    def file(self) -> Path | None:
+        """Return the configuration file that the command line names, or None."""
+        return None
+
     def extra(self, group_folder: Path) -> list[str]:
         """Give further arguments that keep the files of one group out of the others' way."""
         return []
@@ -135,15 +139,20 @@ class Vision(Flags):
 
     like_torchrun = True
 
+    def file(self) -> Path | None:
+        """Return the file that ``--config`` names."""
+        name = self.read(self.arguments, "config")
+        return None if name is None else Path(name)
+
     def read_default(self, key: str) -> str | None:
         """Look ``key`` up in the YAML file that ``--config`` names."""
-        name = self.read(self.arguments, "config")
-        if name is None:
+        path = self.file()
+        if path is None:
             return None
         from omegaconf import OmegaConf  # not needed for --help
 
         try:
-            value = OmegaConf.load(name).get(key.rpartition(".")[2])
+            value = OmegaConf.load(path).get(key.rpartition(".")[2])
         except Exception:  # noqa: BLE001 - the program itself says what is wrong with the file
             return None
         return None if value is None else str(value)
@@ -177,15 +186,19 @@ class FairseqHydraTrain(Dialect):
         if mode is not None and mode.rpartition(".")[2].upper() == "MULTIRUN":
             raise UserError(f"hydra.mode={mode}: {_NO_MULTIRUN}")
 
-    def read_default(self, key: str) -> str | None:
-        """Look ``key`` up in the YAML file that the command line names."""
+    def file(self) -> Path | None:
+        """Return the YAML file that ``--config-dir`` and ``--config-name`` name."""
         folder = self._option("--config-dir", "-cd") or self._option("--config-path", "-cp")
         name = self._option("--config-name", "-cn")
         if folder is None or name is None:
             return None
-        path = Path(folder) / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+        return Path(folder) / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+
+    def read_default(self, key: str) -> str | None:
+        """Look ``key`` up in the YAML file that the command line names."""
+        path = self.file()
         # hydra may know the name from elsewhere, and says so itself if it does not.
-        if not path.is_file():
+        if path is None or not path.is_file():
             return None
         from omegaconf import OmegaConf  # comes with hydra; not needed for --help
 
@@ -204,11 +217,12 @@ class FairseqHydraTrain(Dialect):
         return arguments
 
     def _option(self, *names: str) -> str | None:
+        found = None
         for position, argument in enumerate(self.arguments):
             name, equals, value = argument.partition("=")
             if name in names:
-                return value if equals else next(iter(self.arguments[position + 1 :]), None)
-        return None
+                found = value if equals else next(iter(self.arguments[position + 1 :]), None)
+        return found
 
 
 _NO_MULTIRUN = (

@@ -110,8 +110,13 @@ def _lock(descriptor: int) -> None:
             raise BlockingIOError(error.errno, error.strerror) from error
 
 
-def identity(out: Path, groups: int) -> Identity:
-    """Give the run id and the nonces of the run in ``out``, new ones if it has none yet.
+def identity(out: Path, groups: int, may_differ: bool = False) -> Identity:
+    """Return the run id and the nonces of the run in ``out``, new ones if it has none yet.
+
+    Args:
+        out: the run's directory.
+        groups: their number.
+        may_differ: whether it may be another one than the run has had so far.
 
     Raises:
         UserError: if ``out`` holds a run with another number of groups, or a file that is not ours.
@@ -120,12 +125,15 @@ def identity(out: Path, groups: int) -> Identity:
     if previous is None:
         nonces = tuple(secrets.token_hex(16) for _ in range(groups))
         return Identity(run_id=secrets.token_hex(8), nonces=nonces)
-    if len(previous["nonces"]) != groups:
+    nonces = previous["nonces"][:groups]
+    if len(previous["nonces"]) != groups and not may_differ:
         raise UserError(
             f"--groups {groups} is not the number of groups of the run in {out}, which is "
-            f"{len(previous['nonces'])}; give that, or choose another --out"
+            f"{len(previous['nonces'])}; give that, choose another --out, or add --allow-changed "
+            "groups to go on with another number"
         )
-    return Identity(run_id=previous["run_id"], nonces=tuple(previous["nonces"]))
+    nonces += [secrets.token_hex(16) for _ in range(groups - len(nonces))]
+    return Identity(run_id=previous["run_id"], nonces=tuple(nonces))
 
 
 def write(
@@ -135,6 +143,7 @@ def write(
     groups: list[list[Worker]],
     options: Sequence[str],
     exchange: str | None,
+    files: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write ``launch.json``; what it said of earlier launches goes to its history.
 
@@ -147,6 +156,7 @@ def write(
         groups: the processes of each.
         options: of launch, those that decide what is trained.
         exchange: its absolute path or its URI; None for a run of one group.
+        files: what the configuration files say that the commands name; see ``changed``.
 
     Raises:
         OSError: if it cannot be written.
@@ -174,6 +184,8 @@ def write(
         "git_commit": installed.git_commit(),
         # Where others look for what the groups say; null in a run of one group.
         "exchange": exchange,
+        # What a later launch compares its own with.
+        "files": {name: dict(settings) for name, settings in (files or {}).items()},
     }
     write_file(out / NAME, {**record, "history": _newest(history, beside=record)})
 
@@ -302,6 +314,15 @@ def _is_groups(value: Any) -> bool:
     )
 
 
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_string(name)
+        and isinstance(settings, dict)
+        and all(_is_string(part) for pair in settings.items() for part in pair)
+        for name, settings in value.items()
+    )
+
+
 def _is_versions(value: Any) -> bool:
     return isinstance(value, dict) and all(
         _is_string(name) and (version is None or _is_string(version))
@@ -323,6 +344,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_is_versions, "names of packages and their versions"),
     "git_commit": (lambda value: value is None or _is_string(value), "a commit"),
     "exchange": (lambda value: value is None or _is_string(value), "a path or a URI"),
+    "files": (_is_files, "the settings of files, by their names"),
     "history": (
         lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value),
         "a list of earlier records",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import checkpoints, record
+from fairseq_codistill.launch import changed, checkpoints, record
 from fairseq_codistill.launch.commands import (
     Plan,
     Worker,
@@ -48,6 +48,7 @@ class Options:
         hang_timeout: seconds without an update after which a group counts as dead; 0 for never.
         group_flags: values of ``--group``.
         command: what to run.
+        allow_changed: settings that may differ from those of the launch before.
     """
 
     groups: int
@@ -57,6 +58,7 @@ class Options:
     hang_timeout: float
     group_flags: Sequence[str]
     command: Sequence[str]
+    allow_changed: Sequence[str] = ()
 
     def for_the_record(self) -> list[str]:
         """Give those that decide what is trained, as words of the command line."""
@@ -88,6 +90,7 @@ class Ports:
 def show(options: Options) -> int:
     """Print the commands of all workers; start nothing and write nothing."""
     plan = make_plan(options)
+    changed.changes(plan, record.read(plan.out), options.allow_changed)
     ports = Ports()
     for group in range(plan.groups):
         workers = workers_of(plan, group, ports.free(), checkpoints.find(plan.folder(group)))
@@ -106,6 +109,8 @@ def launch(options: Options) -> int:
     view = LiveView(sys.stdout, log=out / "launch.log")
     with record.only_launch(out, view.announce):
         plan = make_plan(options)
+        for change in changed.changes(plan, record.read(out), options.allow_changed):
+            view.announce(f"goes on with another setting: {change}")
         plan = replace(plan, dialect=_with_program(plan.dialect))
         for note in check(plan.devices, plan.dialect.program, os.environ):
             view.announce(note)
@@ -115,9 +120,12 @@ def launch(options: Options) -> int:
         first = [start.first for start in starts]
         exchange = exchange_address(plan)
         options_said = options.for_the_record()
+        files = changed.files_of(plan)
         written = Retry(
             f"{plan.out / 'launch.json'}",
-            lambda: record.write(plan.out, who, options.command, first, options_said, exchange),
+            lambda: record.write(
+                plan.out, who, options.command, first, options_said, exchange, files
+            ),
             view.announce,
         )
         written.try_now()
@@ -158,7 +166,8 @@ def make_plan(options: Options) -> Plan:
     dialect.refuse_several_jobs()
     out = options.out.absolute()
     cpu = dialect.is_on("common.cpu")
-    who = record.identity(out, options.groups)
+    may_differ = changed.names("groups", options.allow_changed)
+    who = record.identity(out, options.groups, may_differ)
     plan = Plan(
         dialect=dialect,
         groups=options.groups,

@@ -2,12 +2,17 @@
 
 Anybody who can write to the exchange can write it, and it is not signed: a reader takes it for
 data, checks every field, and obeys nothing in it.
+
+Its time is that of the writer's clock, which may be hours off the reader's.  Whether a process
+lives is seen by watching whether its heartbeat changes; two times are compared only if one clock
+has told both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +21,6 @@ from fairseq_codistill.records.guarded import read_file
 from fairseq_codistill.records.strict_json import is_text, is_whole, parse_object
 
 NAME = "alive.json"
-
-# A process that has not written for this long, by the reader's clock, is taken for dead.
-FRESH_SECONDS = 60.0
 
 LONGEST_TEXT = 4096
 
@@ -34,7 +36,7 @@ class Alive:
         run_id: the run it takes part in.
         nonce: names the process; a restart by ``codistill launch`` has its predecessor's.
         update: updates made so far.
-        time: when this was written, seconds since the epoch of Unix.
+        time: when this was written by the writer's clock, seconds since the epoch of Unix.
         finished: training has reached its end, and the last snapshot is published.
         running: False once the process has ended in an orderly way, finished or not.
         seed: the group's seed, if it is told.
@@ -45,6 +47,7 @@ class Alive:
         source_vocabulary: digest of its source vocabulary, if it has one and it is told.
         returns: whoever started the process starts it again should it end before it has finished.
         failure: why it ends for good without reaching its end; no restart would help.
+        clock: names the clock of ``time``, if it is told; see ``clock_of_this_host``.
     """
 
     run_id: str
@@ -61,16 +64,26 @@ class Alive:
     source_vocabulary: str | None = None
     returns: bool = False
     failure: str | None = None
-
-    @property
-    def fresh(self) -> bool:
-        """Whether its process probably runs now."""
-        return self.running and time.time() - self.time < FRESH_SECONDS
+    clock: str | None = None
 
 
 # What every heartbeat has; the rest came later, and another implementation may not have it.
 ALWAYS = ("run_id", "nonce", "update", "time", "finished")
 _FIELDS = [field.name for field in dataclasses.fields(Alive)]
+
+
+@functools.cache
+def clock_of_this_host() -> str | None:
+    """Return a name for the clock that ``time.time`` reads, or None if none is known.
+
+    All processes of a host have the same, in containers too; after the host's next start its clock
+    has another name.
+    """
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(started).hexdigest()[:32]
 
 
 def parse_alive(data: bytes) -> Alive:
@@ -104,7 +117,7 @@ def _is_well_formed(alive: Alive) -> bool:
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
         and all(
             text is None or is_text(text, 0, LONGEST_TEXT)
-            for text in (alive.vocabulary, alive.source_vocabulary)
+            for text in (alive.vocabulary, alive.source_vocabulary, alive.clock)
         )
         and (alive.failure is None or is_text(alive.failure, 1, LONGEST_TEXT))
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))

@@ -6,6 +6,9 @@
 
 # For --help, which loads none of the modules here.
 KEYS = """\
+As clocks may differ, the heartbeat of another host is watched until it changes, for
+12 s at most; one of this host that is at most a minute old is believed.
+
 keys of the JSON document (a time is in seconds since 1970; what is not known is null):
   format, time     1; when this was read
   exchange         path or URI
@@ -15,10 +18,11 @@ keys of the JSON document (a time is in seconds since 1970; what is not known is
     run_id, time   its name; when it was last heard of
     groups         each:
       group, seed, epoch, update, restarts
-      state        running, finished, stopped (ended before its end), silent (was
-                   running, no sign of life for a minute), past (only snapshots are
-                   left), absent (launched, nothing has come from it yet)
-      silence      seconds since its last sign of life
+      state        running, finished, stopped (ended before its end), silent (says it
+                   runs, but its heartbeat does not change any more), past (only
+                   snapshots are left), absent (launched, nothing has come from it yet)
+      silence      age of its heartbeat by this clock, in seconds; null if it comes
+                   from the future
       peers        those in use, each: group, update (of the snapshot in use),
                    staleness (own update minus that)
       ended        its orderly end, told by an OUT: update, reason

@@ -2,6 +2,10 @@
 
 A group has one ``alive.json``, which is the last run's; snapshots of earlier runs may lie beside
 those of the last.
+
+The time in a heartbeat may be that of another clock, so it does not tell whether a group lives.
+A heartbeat is watched for some seconds, and changes if the group runs.  One that a process of this
+host has written tells its age, and is not watched if it is new.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from fairseq_codistill.exchange.exchange import group_folder
 from fairseq_codistill.exchange.manifest import MAX_MANIFEST_BYTES
 from fairseq_codistill.records import Ended, parse_alive, printable, read_ended
 from fairseq_codistill.records.heartbeat import NAME as ALIVE
+from fairseq_codistill.records.heartbeat import clock_of_this_host
 from fairseq_codistill.status.limits import BoundedStore, in_parallel
 from fairseq_codistill.status.places import GROUP, MANIFEST, Place
 
@@ -28,6 +33,14 @@ STOPPED = "stopped"
 SILENT = "silent"
 PAST = "past"
 ABSENT = "absent"
+
+# How long a heartbeat is watched; a group writes one every 5 s.
+WATCH_SECONDS = 12.0
+# How old one may be by its own clock, and how long one that was seen to change may stay as it is.
+SILENT_SECONDS = 60.0
+# By how much the clocks of two hosts may differ that are kept right.
+_USUAL_DIFFERENCE = 5.0
+LOOK_EVERY = 1.0
 
 # Of each group; older ones change nothing about where it is.
 MANIFESTS_READ = 32
@@ -60,9 +73,10 @@ class Member:
     Attributes:
         group: its index.
         state: ``running``; ``finished``: it has made its last update; ``stopped``: it ended before;
-            ``silent``: it was running, and has given no sign of life for a minute; ``past``: only
-            snapshots of this run are left; ``absent``: launched, and nothing came from it yet.
-        silence: seconds since its last sign of life, or None if there is none.
+            ``silent``: it says that it runs, and its heartbeat does not change any more; ``past``:
+            only snapshots of this run are left; ``absent``: launched, and nothing came from it yet.
+        silence: age of its heartbeat by this clock, in seconds; None if there is no heartbeat, or
+            it comes from the future, as another clock may tell it.
         update: updates made.
         epoch: the one it is in.
         seed: of its randomness.
@@ -128,6 +142,21 @@ class _Snapshot:
     time: float
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """A group's heartbeat.
+
+    Attributes:
+        alive: what it says.
+        since: when it was first seen as it is, by this process's clock.
+        changed: whether another one was seen before.
+    """
+
+    alive: Alive
+    since: float
+    changed: bool
+
+
 @dataclass
 class _Seen:
     """The files of one group."""
@@ -159,15 +188,15 @@ class Survey:
                 "fsspec package is installed"
             ) from error
         self._known: dict[int, tuple[str | None, dict[int, _Snapshot]]] = {}
+        self._heard: dict[int, _Heard] = {}
 
     def look(self) -> Report:
-        """Read everything once.
+        """Read everything once, and watch heartbeats for some seconds where that is needed.
 
         Raises:
             UserError: if the exchange cannot be listed, or nothing is in it.
         """
         self._store.begin_look()
-        now = time.time()
         launched = self._place.launched
         groups = self._groups()
         if not groups and launched is None:
@@ -179,13 +208,17 @@ class Survey:
         if len(groups) > MOST_GROUPS:
             problems.append(f"{len(groups) - MOST_GROUPS} more groups are there and are not read")
         seen = in_parallel(self._read, groups[:MOST_GROUPS])
-        runs = _runs(seen, now)
+        self._watch([one for one in seen if self._is_doubtful(one.group)])
+        silent = {one.group for one in seen if self._is_silent(one.group)}
+        now = time.time()
+        runs = _runs(seen, now, silent)
         if launched is not None:
             runs = _with_absent(runs, launched.run_id, launched.groups)
             runs[0] = _with_ends(runs[0], launched.out, problems)
         if len(runs) > MOST_RUNS:
             problems.append(f"{len(runs) - MOST_RUNS} earlier runs are there and are not shown")
-        problems += [problem for one in seen for problem in one.problems]
+        # Each once: a heartbeat may have been read several times.
+        problems += dict.fromkeys(problem for one in seen for problem in one.problems)
         if len(problems) > MOST_PROBLEMS:
             more = f"and {len(problems) - MOST_PROBLEMS} more problems like these"
             problems = [*problems[:MOST_PROBLEMS], more]
@@ -226,6 +259,36 @@ class Survey:
             return
         peers = dict(islice(alive.peers.items(), MOST_GROUPS))
         seen.alive = dataclasses.replace(alive, peers=peers)
+        heard = self._heard.get(seen.group)
+        if heard is None or heard.alive != seen.alive:
+            self._heard[seen.group] = _Heard(seen.alive, time.monotonic(), heard is not None)
+
+    def _watch(self, doubtful: list[_Seen]) -> None:
+        """Read heartbeats again until they change, or have been watched long enough."""
+        while doubtful:
+            time.sleep(LOOK_EVERY)
+            in_parallel(self._read_alive, doubtful)
+            doubtful = [one for one in doubtful if self._is_doubtful(one.group)]
+
+    def _is_doubtful(self, group: int) -> bool:
+        """Tell whether it is still to be found out if a group runs."""
+        heard = self._heard.get(group)
+        return (
+            heard is not None
+            and heard.alive.running
+            and not heard.changed
+            and not _is_new(heard.alive)
+            and time.monotonic() - heard.since < WATCH_SECONDS
+        )
+
+    def _is_silent(self, group: int) -> bool:
+        """Tell whether a group does not run any more although it says so."""
+        heard = self._heard.get(group)
+        if heard is None or not heard.alive.running:
+            return False
+        believed = heard.changed or _is_new(heard.alive)
+        patience = SILENT_SECONDS if believed else WATCH_SECONDS
+        return time.monotonic() - heard.since >= patience
 
     def _read_snapshots(self, seen: _Seen, names: list[str]) -> None:
         group = seen.group
@@ -269,7 +332,13 @@ def _say(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _runs(seen: Sequence[_Seen], now: float) -> list[Run]:
+def _is_new(alive: Alive) -> bool:
+    """Tell whether a heartbeat was just written, as far as this host's clock can tell."""
+    ours = alive.clock is not None and alive.clock == clock_of_this_host()
+    return ours and abs(time.time() - alive.time) < SILENT_SECONDS
+
+
+def _runs(seen: Sequence[_Seen], now: float, silent: set[int]) -> list[Run]:
     members: dict[str, list[Member]] = {}
     times: dict[str, float] = {}
     for one in seen:
@@ -282,12 +351,15 @@ def _runs(seen: Sequence[_Seen], now: float) -> list[Run]:
             alive = one.alive if one.alive is not None and one.alive.run_id == name else None
             heard = [snapshot.time for snapshot in snapshots] + ([alive.time] if alive else [])
             times[name] = max(times.get(name, 0.0), *heard)
-            members.setdefault(name, []).append(_member(one.group, alive, snapshots, now))
+            member = _member(one.group, alive, snapshots, now, one.group in silent)
+            members.setdefault(name, []).append(member)
     runs = [Run(name, times[name], tuple(members[name])) for name in members]
     return sorted(runs, key=lambda run: run.time, reverse=True)
 
 
-def _member(group: int, alive: Alive | None, snapshots: list[_Snapshot], now: float) -> Member:
+def _member(
+    group: int, alive: Alive | None, snapshots: list[_Snapshot], now: float, silent: bool
+) -> Member:
     newest = max(snapshots, key=lambda one: one.update, default=None)
     snapshot = None
     if newest is not None:
@@ -300,11 +372,11 @@ def _member(group: int, alive: Alive | None, snapshots: list[_Snapshot], now: fl
     elif not alive.running:
         state = STOPPED
     else:
-        state = RUNNING if alive.fresh else SILENT
+        state = SILENT if silent else RUNNING
     return Member(
         group,
         state,
-        silence=max(0.0, now - alive.time),
+        silence=None if alive.time > now + _USUAL_DIFFERENCE else max(0.0, now - alive.time),
         update=alive.update,
         epoch=alive.epoch,
         seed=alive.seed,
