@@ -1,0 +1,126 @@
+"""The trained model, built as training built it; what is exported has to give its outputs."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import MODEL_DATACLASS_REGISTRY, FairseqEncoderDecoderModel
+from fairseq.tasks import FairseqTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import OmegaConf
+
+from fairseq_codistill.errors import UserError
+from fairseq_codistill.export.architecture import stock_architecture
+from fairseq_codistill.export.checkpoint import Checkpoint, items
+from fairseq_codistill.export.outputs import Sentences
+from fairseq_codistill.records import printable
+
+_SENTENCES, _LONGEST = 3, 7
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+        checkpoint: where it is from.
+        architecture: the name of fairseq's own architecture that builds it.
+        settings: its configuration, a namespace for architectures without a dataclass.
+        dictionaries: of the sizes of its source and target dictionaries, with made-up words.
+        model: with its weights.
+    """
+
+    checkpoint: Checkpoint
+    architecture: str
+    settings: argparse.Namespace | dict[str, Any]
+    dictionaries: tuple[Dictionary, Dictionary]
+    model: FairseqEncoderDecoderModel
+
+    def sentences(self) -> Sentences:
+        """Return some sentences to compare the outputs of two models with."""
+        generator = torch.Generator().manual_seed(1)
+        limits = [limit for limit in self.model.max_positions() if limit is not None]
+        longest = max(min(_LONGEST, *limits) - 1, 1)
+
+        def words(dictionary: Dictionary, count: int) -> torch.Tensor:
+            # A dictionary may have no words of its own.
+            first = min(dictionary.nspecial, len(dictionary) - 1)
+            return torch.randint(first, len(dictionary), (count,), generator=generator)
+
+        lengths = range(longest, max(longest - _SENTENCES, 0), -1)
+        source, target = self.dictionaries
+        return [(words(source, length), words(target, length)) for length in lengths]
+
+
+def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
+    """Build the model of a checkpoint as training did.
+
+    Args:
+        checkpoint: with its weights.
+        user_dir: what registers its architecture, if fairseq does not.
+
+    Raises:
+        UserError: if fairseq itself has no such model, or it cannot be built.
+    """
+    settings = _settings(checkpoint)
+    name = items(settings).get("_name") or items(settings).get("arch")
+    if not isinstance(name, str):
+        raise UserError(f"CHECKPOINT {checkpoint.path} names no architecture; give another one")
+    trained_with = items(checkpoint.cfg["common"]).get("user_dir")
+    architecture = stock_architecture(name, user_dir, trained_with)
+    dictionaries = tuple(_dictionary(checkpoint, side) for side in ("encoder", "decoder"))
+    task = TranslationTask(TranslationConfig(), *dictionaries)
+    given: Any = copy.deepcopy(settings)
+    if isinstance(given, dict):
+        given = OmegaConf.create(given)
+    try:
+        model = FairseqTask.build_model(task, given, from_checkpoint=True)
+        model.load_state_dict(dict(checkpoint.state["model"]), strict=True)
+    # fairseq checks nothing, and fails with whatever a wrong setting leads to.
+    except Exception as error:  # noqa: BLE001
+        reason = printable(f"{type(error).__name__}: {error}", 300)
+        raise UserError(
+            f"CHECKPOINT {checkpoint.path}: fairseq cannot build its model ({reason}); see "
+            "whether fairseq-generate takes it with its own --user-dir"
+        ) from error
+    return Trained(checkpoint, architecture, settings, dictionaries, model)
+
+
+def _settings(checkpoint: Checkpoint) -> argparse.Namespace | dict[str, Any]:
+    """Return the configuration of the model, without the files that it was begun from."""
+    model = checkpoint.cfg["model"]
+    name = items(model).get("_name") or items(model).get("arch")
+    settings = _without_files(items(model))
+    if isinstance(model, argparse.Namespace) or name not in MODEL_DATACLASS_REGISTRY:
+        return argparse.Namespace(**{"_name": name, "arch": name, **settings})
+    return settings
+
+
+def _without_files(settings: dict[str, Any]) -> dict[str, Any]:
+    """Forget pretrained embeddings: the weights are in the checkpoint."""
+    return {
+        key: _without_files(value)
+        if isinstance(value, dict)
+        else (None if str(key).endswith("_path") else value)
+        for key, value in settings.items()
+    }
+
+
+def _dictionary(checkpoint: Checkpoint, side: str) -> Dictionary:
+    """Make a dictionary of the size of that of the encoder or the decoder."""
+    weight = checkpoint.state["model"].get(f"{side}.embed_tokens.weight")
+    dictionary = Dictionary()
+    if weight is None or weight.dim() != 2 or len(weight) < len(dictionary):
+        raise UserError(
+            f"CHECKPOINT {checkpoint.path}: its {side} has no embeddings of words, so it is no "
+            "model that codistill export knows"
+        )
+    for number in range(len(weight) - len(dictionary)):
+        dictionary.add_symbol(f"word{number}")
+    return dictionary
