@@ -132,8 +132,16 @@ def untrained(corpus, tmp_path, own_user_dir):
             "args": None,
             "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
             "model": model.state_dict(),
-            "optimizer_history": [{"criterion_name": "x", "num_updates": 0}],
-            "extra_state": {},
+            "optimizer_history": [
+                {
+                    "criterion_name": "CodistillCrossEntropyCriterion",
+                    "optimizer_name": "SGD",
+                    "lr_scheduler_state": {},
+                    "num_updates": 3,
+                }
+            ],
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 3}},
+            "last_optimizer_state": None,
         }
         torch.save({**state, **changed}, tmp_path / name)
         return tmp_path / name
@@ -200,10 +208,8 @@ def test_stock_fairseq_and_ctranslate2_give_the_same(tmp_path, corpus, own_user_
 
 
 def test_a_model_of_the_users_own_is_refused(untrained, own_user_dir, tmp_path, capsys):
-    checkpoint, new = (
-        untrained("--arch", "own_model", "--user-dir", str(own_user_dir)),
-        tmp_path / "n",
-    )
+    checkpoint = untrained("--arch", "own_model", "--user-dir", str(own_user_dir))
+    new = tmp_path / "new"
     # As in a process that does not have the user directory.
     from fairseq.models import ARCH_MODEL_REGISTRY
 
@@ -333,13 +339,14 @@ def test_ctranslate2_needs_itself_and_the_dictionaries(
     wanted = [checkpoint, new, "--format", "ctranslate2"]
     assert "needs --data DATA_BIN" in refusal(capsys, *wanted)
     assert "is not a directory" in refusal(capsys, *wanted, "--data", tmp_path / "absent")
+    languages = ["-s", "de", "-t", "en"]
     assert "has no dict.de.txt" in refusal(
         capsys, *wanted, "--data", tmp_path, "-s", "de", "-t", "en"
     )
     said = refusal(capsys, *wanted, "--data", other_vocabulary)
     assert "has 49 symbols, and the model was trained with 48" in said
     (tmp_path / "dict.de.txt").write_text("no numbers here\n")
-    said = refusal(capsys, *wanted, "--data", tmp_path, "-s", "de", "-t", "en")
+    said = refusal(capsys, *wanted, "--data", tmp_path, *languages)
     assert "dict.de.txt is no dictionary" in said
     assert "belongs to --format ctranslate2" in refusal(capsys, checkpoint, new, "--data", corpus)
     monkeypatch.setitem(sys.modules, "ctranslate2", None)

@@ -68,11 +68,15 @@ def export(options: Options) -> str:
 def _check(options: Options) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
     new = options.new
-    if os.path.lexists(new):
+    try:
+        new.lstat()
         raise UserError(f"NEW {new} is already there; remove it or choose another name")
-    place = _nearest(new)
+    except (FileNotFoundError, NotADirectoryError):
+        place = _nearest(new)
+    except (OSError, ValueError) as error:
+        raise _unwritable(new, error) from error
     if not place.is_dir():
-        raise UserError(f"NEW {new} cannot be written: {place} is not a directory")
+        raise _unwritable(new, NotADirectoryError(f"{place} is not a directory"))
     given = {"--data": options.data, "-s": options.source_lang, "-t": options.target_lang}
     if options.format != "ctranslate2":
         for flag, value in given.items():
@@ -101,5 +105,9 @@ def _workspace(new: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{new.name[:100]}.", dir=new.parent) as directory:
             yield Path(directory)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"NEW {new} cannot be written: {reason}; choose another place") from error
+        raise _unwritable(new, error) from error
+
+
+def _unwritable(new: Path, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"NEW {new} cannot be written: {reason}; choose another place")
