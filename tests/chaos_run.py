@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from faults import Watch, send, start_launch, workers
+from launch_faults import ASCII, LAUNCH, LaunchFaults, first_time, is_over, unwritable
+from launch_output import InPipe, OnDisk, Output
 from servers import Proxy
 from vandal import OVERWRITES, Record, Vandal, exchange
 
 from fairseq_codistill.exchange import prefetcher
+from fairseq_codistill.records import read_ended
 
 GROUPS = 3
 INTERVAL = 25
@@ -128,6 +131,7 @@ class Run:
         settings: what it is like.
         rng: for all that is random.
         proxy: before the store, if it is one.
+        output: of launch.
     """
 
     def __init__(
@@ -138,15 +142,19 @@ class Run:
         settings: Settings,
         rng: random.Random,
         proxy: Proxy | None,
+        output: Output,
     ) -> None:
         self.out = out
         self.faults: list[Fault] = []
-        self.watch = Watch({g: out / f"group-{g}" / "log.txt" for g in range(GROUPS)})
-        self._vandal = vandal
-        self._launch = launch
-        self._settings = settings
-        self._rng = rng
+        logs = {group: out / f"group-{group}" / "log.txt" for group in range(GROUPS)}
+        self.watch = Watch({**logs, LAUNCH: out / "launch.txt"})
+        self.vandal = vandal
+        self.launch = launch
+        self.settings = settings
+        self.rng = rng
+        self.output = output
         self._proxy = proxy
+        self._launch_faults = LaunchFaults(self)
         self._start = time.monotonic()
         self._unreported: list[Fault] = []
         self._record = Record(vandal, GROUPS)
@@ -160,22 +168,40 @@ class Run:
         left = deque(kinds)
         with contextlib.suppress(Over):
             self._until(lambda: all(self.watch.of(g, "published") for g in range(GROUPS)))
-            first, last = self._leader(), 0.8 * self._settings.updates
-            for moment in sorted(self._rng.uniform(first, last) for _ in kinds):
-                self._until(lambda m=moment: self._leader() >= m and len(self._up()) > 1)
+            first, last = self._leader(), 0.8 * self.settings.updates
+            for moment in sorted(self.rng.uniform(first, last) for _ in kinds):
+                self._until(lambda m=moment: self._leader() >= m and len(self.up()) > 1)
                 self._do(left.popleft())
-                self._sleep(self._rng.uniform(0.2, 1.0))
+                self.sleep(self.rng.uniform(0.2, 1.0))
         return list(left)
+
+    def begin_unwritable(self, over: Callable[[], None]) -> None:
+        """Count it as a fault that launch could not write ``launch.json`` until all trained.
+
+        Args:
+            over: makes an end of that.
+        """
+        record = self.out / "launch.json"
+        fault = Fault("launch.json blocked", self._start, "from the start")
+        self.faults.append(fault)
+        self._unreported.append(fault)
+        fault.recovered = first_time(record.is_file)
+        with contextlib.suppress(Over):
+            self._until(lambda: all(self.watch.update(group) for group in range(GROUPS)))
+        if record.exists():
+            fault.what += ": was written all the same"
+        over()
+        fault.end = time.monotonic()
 
     def finish(self) -> Result:
         """Wait for the end of training, and look at everything."""
-        deadline = self._start + self._settings.patience
+        deadline = self._start + self.settings.patience
         problems = []
-        while self._launch.poll() is None:
+        while self.launch.poll() is None:
             if time.monotonic() > deadline:
-                problems.append(f"the run did not end within {self._settings.patience:g} s")
-                self._launch.send_signal(signal.SIGINT)
-                self._launch.wait(60)
+                problems.append(f"the run did not end within {self.settings.patience:g} s")
+                self.launch.send_signal(signal.SIGINT)
+                self.launch.wait(60)
                 break
             self._report()
             time.sleep(0.05)
@@ -183,11 +209,11 @@ class Run:
         self._record.stop()
         self._report(over=True)
         result = Result(self.faults, seconds=time.monotonic() - self._start, problems=problems)
-        if self._launch.returncode != 0:
+        if self.launch.returncode != 0:
             said = (self.out / "launch.txt").read_text()[-2000:]
-            problems.append(f"launch ended with status {self._launch.returncode}:\n{said}")
+            problems.append(f"launch ended with status {self.launch.returncode}:\n{said}")
         result.gap = self._longest_gap(-math.inf, math.inf, range(GROUPS))
-        if result.gap > self._settings.longest_gap:
+        if result.gap > self.settings.longest_gap:
             problems.append(f"an unfaulted group made no update for {result.gap:.1f} s")
         for group in range(GROUPS):
             problems += self._check_end(group, result)
@@ -202,15 +228,15 @@ class Run:
         return result
 
     def _until(self, condition: Callable[[], bool]) -> None:
-        deadline = self._start + self._settings.patience
+        deadline = self._start + self.settings.patience
         while not condition():
-            nearly_over = self._leader() > 0.95 * self._settings.updates
-            if self._launch.poll() is not None or nearly_over or time.monotonic() > deadline:
+            nearly_over = self._leader() > 0.95 * self.settings.updates
+            if self.launch.poll() is not None or nearly_over or time.monotonic() > deadline:
                 raise Over
             self._report()
             time.sleep(0.02)
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._report()
@@ -222,9 +248,9 @@ class Run:
         return max(map(self.watch.update, range(GROUPS)))
 
     def _finished(self, group: int) -> bool:
-        return self.watch.update(group) >= self._settings.updates
+        return self.watch.update(group) >= self.settings.updates
 
-    def _up(self) -> list[int]:
+    def up(self) -> list[int]:
         """The groups that train at this moment."""
         now = time.monotonic()
         return [
@@ -237,10 +263,10 @@ class Run:
 
     def _disturbed(self, group: int) -> list[tuple[float, float]]:
         """From when to when a group did not train because a fault was done to itself."""
-        times = [(f.begin, self._resumed(f, group)) for f in self.faults if group in f.victims]
+        times = [(f.begin, self.resumed(f, group)) for f in self.faults if group in f.victims]
         return [(begin, math.inf if end is None else end) for begin, end in times]
 
-    def _resumed(self, fault: Fault, group: int) -> float | None:
+    def resumed(self, fault: Fault, group: int) -> float | None:
         """When a group made its first update after a fault that was done to itself."""
         since = fault.end
         if fault.kind != "stop":
@@ -258,7 +284,7 @@ class Run:
         for group in groups:
             disturbed = self._disturbed(group)
             times = [event.time for event in self.watch.of(group, "update")]
-            if times and not self._finished(group) and self._launch.poll() is None:
+            if times and not self._finished(group) and self.launch.poll() is None:
                 times.append(time.monotonic())
             for before, after in zip(times, times[1:], strict=False):
                 around = before < end and after > begin and after - before > longest
@@ -270,40 +296,44 @@ class Run:
 
     def _do(self, kind: str) -> None:
         fault = Fault(kind, time.monotonic())
-        if kind in ("kill", "stop", "stop past hang-timeout"):
-            self._do_to_a_group(fault)
-        elif kind in DAMAGE:
-            self._damage_a_snapshot(fault)
-        elif kind == "remove":
-            self._remove(fault)
-        else:
-            self._trouble(fault)
+        # At once on the list: who dies or is stopped does not count as unfaulted.
         self.faults.append(fault)
+        try:
+            if kind in ("kill", "stop", "stop past hang-timeout"):
+                self._do_to_a_group(fault)
+            elif kind in DAMAGE:
+                self._damage_a_snapshot(fault)
+            elif kind == "remove":
+                self._remove(fault)
+            elif kind in self._launch_faults:
+                self._launch_faults.do(fault)
+            else:
+                self._trouble(fault)
+        except Over:
+            self.faults.remove(fault)
+            raise
         self._unreported.append(fault)
 
     def _do_to_a_group(self, fault: Fault) -> None:
-        up = self._up()
-        victim = self._rng.choice(up)
+        up = self.up()
+        victim = self.rng.choice(up)
         starting = [g for g in range(GROUPS) if g not in up and not self._finished(g)]
-        if fault.kind == "kill" and starting and self._rng.random() < 0.3:
+        if fault.kind == "kill" and starting and self.rng.random() < 0.3:
             running = [g for g in starting if workers(self.out, g)]
             victim = running[0] if running else victim
         fault.begin = time.monotonic()
         fault.victims = (victim,)
         fault.what = f"group {victim} at update {self.watch.update(victim)}"
-        fault.recovered = lambda: self._resumed(fault, victim)
+        fault.recovered = lambda: self.resumed(fault, victim)
         if fault.kind == "kill":
             send(self.out, victim, signal.SIGKILL)
             fault.end = fault.begin
             return
         send(self.out, victim, signal.SIGSTOP)
         if fault.kind == "stop":
-            # At once on the list: who is stopped does not count as unfaulted.
-            pause = self._rng.uniform(1, 0.4 * self._settings.hang_timeout)
+            pause = self.rng.uniform(1, 0.4 * self.settings.hang_timeout)
             fault.what += f" for {pause:.1f} s"
-            self.faults.append(fault)
-            self._sleep(pause)
-            self.faults.remove(fault)
+            self.sleep(pause)
             send(self.out, victim, signal.SIGCONT)
             fault.end = time.monotonic()
         else:
@@ -312,18 +342,18 @@ class Run:
 
     def _damage_a_snapshot(self, fault: Fault) -> None:
         """Damage a snapshot that has just been published, before others have read it."""
-        owner = self._rng.choice(self._up())
+        owner = self.rng.choice(self.up())
         update, older = self._next_snapshot(owner)
         stem = f"group-{owner}/{update:010d}"
-        tensors = self._rng.random() < 0.8
+        tensors = self.rng.random() < 0.8
         name = stem + (".safetensors" if tensors else ".json")
         with contextlib.suppress(FileNotFoundError):
             if fault.kind == "truncate":
-                fault.what = self._vandal.truncate(name, self._rng)
+                fault.what = self.vandal.truncate(name, self.rng)
             else:
-                how = self._rng.choice([*OVERWRITES, "a well-formed file of huge numbers"])
+                how = self.rng.choice([*OVERWRITES, "a well-formed file of huge numbers"])
                 model = f"group-{owner}/{older:010d}" + name.removeprefix(stem)
-                fault.what = self._vandal.overwrite(name, model, self._rng, how)
+                fault.what = self.vandal.overwrite(name, model, self.rng, how)
         fault.what = fault.what or f"{name} was to be damaged, but had gone"
         fault.owner, fault.update = owner, update
         fault.begin = fault.end = time.monotonic()
@@ -331,14 +361,14 @@ class Run:
 
     def _next_snapshot(self, owner: int) -> tuple[int, int]:
         """Wait for a group's next snapshot, but not for long; its update, and an older one."""
-        before = self._vandal.updates(owner)
+        before = self.vandal.updates(owner)
         deadline = time.monotonic() + 10
         while True:
-            there = self._vandal.updates(owner)
+            there = self.vandal.updates(owner)
             new = [update for update in there if update not in before]
             if new or (there and time.monotonic() > deadline):
                 return (new or there)[-1], there[0]
-            if self._launch.poll() is not None or time.monotonic() > deadline + 30:
+            if self.launch.poll() is not None or time.monotonic() > deadline + 30:
                 raise Over
             time.sleep(0.01 if self._proxy is None else 0.1)
 
@@ -353,26 +383,26 @@ class Run:
         return min(times, default=None)
 
     def _remove(self, fault: Fault) -> None:
-        group = self._rng.choice(self._up())
-        there = self._vandal.updates(group)
+        group = self.rng.choice(self.up())
+        there = self.vandal.updates(group)
         choices = ["", f"group-{group}"]
         if there:
             stem = f"group-{group}/{there[-1]:010d}"
             choices += [f"{stem}.safetensors", f"{stem}.json"]
         fault.begin = time.monotonic()
-        fault.what = self._vandal.remove(self._rng.choice(choices))
+        fault.what = self.vandal.remove(self.rng.choice(choices))
         fault.end = time.monotonic()
         fault.recovered = lambda: self._all_published(fault)
 
     def _trouble(self, fault: Fault) -> None:
-        seconds = self._rng.uniform(*self._settings.trouble)
+        seconds = self.rng.uniform(*self.settings.trouble)
         if fault.kind == "store hangs":
             # Who waits for it begins to when the next snapshot is due.
-            seconds = 2 * self._settings.longest_gap + self._rng.uniform(1, 3)
+            seconds = 2 * self.settings.longest_gap + self.rng.uniform(1, 3)
         fault.begin = time.monotonic()
         with self._full_disk() if fault.kind == "fill the disk" else self._sick(fault.kind):
             fault.what = f"for {seconds:.1f} s"
-            self._sleep(seconds)
+            self.sleep(seconds)
         fault.end = time.monotonic()
         fault.recovered = lambda: self._all_published(fault)
 
@@ -393,7 +423,7 @@ class Run:
             "store refuses": "refuse",
             "store answers errors": "error",
             "store hangs": "hang",
-            "store is slow": f"slow {self._rng.choice([2000, 20000, 200000])}",
+            "store is slow": f"slow {self.rng.choice([2000, 20000, 200000])}",
         }
         assert self._proxy is not None
         self._proxy.say(modes[kind])
@@ -406,7 +436,7 @@ class Run:
         """When every group that trained at a fault's end had published a snapshot again."""
         times = []
         for group in range(GROUPS):
-            if self.watch.update(group, at=fault.end) >= self._settings.updates:
+            if self.watch.update(group, at=fault.end) >= self.settings.updates:
                 continue
             published = self.watch.of(group, "published", since=fault.end)
             if not published:
@@ -418,7 +448,7 @@ class Run:
 
     def _is_open(self, fault: Fault) -> bool:
         """Whether a fault should have been recovered from and was not."""
-        if fault.recovered() is not None:
+        if fault.recovered() is not None or not is_over(fault):
             return False
         if fault.owner is not None:
             return self._passed_over(fault.owner, fault.update)
@@ -429,7 +459,9 @@ class Run:
         another group went on training without it."""
         # Who could not read a store looks at it more rarely for a while.
         rarely = prefetcher.LONGEST_PAUSE_SECONDS
-        calm = max(f.end + (rarely if f.kind.startswith("store") else 0) for f in self.faults)
+        calm = max(
+            f.end + (rarely if f.kind.startswith("store") else 0) for f in self.faults if is_over(f)
+        )
         later = [
             event.time
             for event in self.watch.of(owner, "published", since=calm)
@@ -442,6 +474,7 @@ class Run:
         )
 
     def _report(self, over: bool = False) -> None:
+        self._launch_faults.look()
         now = time.monotonic()
         for fault in list(self._unreported):
             recovered = fault.recovered()
@@ -464,7 +497,7 @@ class Run:
             )
 
     def _check_end(self, group: int, result: Result) -> Iterator[str]:
-        updates = self._settings.updates
+        updates = self.settings.updates
         if self.watch.update(group) != updates:
             yield f"group {group} ended at update {self.watch.update(group)}, not {updates}"
             return
@@ -474,9 +507,9 @@ class Run:
         else:
             yield f"group {group} was not validated after its last update"
         try:
-            alive = json.loads(self._vandal.read(f"group-{group}/alive.json"))
-            manifest = json.loads(self._vandal.read(f"group-{group}/{updates:010d}.json"))
-            tensors = self._vandal.read(f"group-{group}/{updates:010d}.safetensors")
+            alive = json.loads(self.vandal.read(f"group-{group}/alive.json"))
+            manifest = json.loads(self.vandal.read(f"group-{group}/{updates:010d}.json"))
+            tensors = self.vandal.read(f"group-{group}/{updates:010d}.safetensors")
         except FileNotFoundError as error:
             yield f"group {group} left no last snapshot ({error})"
             return
@@ -484,6 +517,10 @@ class Run:
             yield f"group {group} does not say that it has finished"
         if hashlib.sha256(tensors).hexdigest() != manifest["sha256"]:
             yield f"the last snapshot of group {group} is damaged"
+        ended = read_ended(self.out / f"group-{group}")
+        evidence = None if ended is None else (ended.run_id, ended.nonce, ended.update)
+        if evidence != (alive["run_id"], alive["nonce"], updates):
+            yield f"group {group} left {ended} as evidence of its end"
 
     def _check_starts(self, group: int) -> Iterator[str]:
         starts = len(self.watch.of(group, "start"))
@@ -524,10 +561,30 @@ def run(
 ) -> tuple[Result, list[str]]:
     """Run three groups to their end, with faults of these kinds; gives those that found no room."""
     rng = random.Random(seed)
-    with exchange(kind, out) as (uri, vandal, env, proxy):
-        if "fill the disk" in faults and not os.path.ismount(out / "disk"):
-            print("skipped: fill the disk (no right to mount a small one here)")
-            faults = [fault for fault in faults if fault != "fill the disk"]
+    if kind != "folder":
+        # Launch cannot show this in the locale that it gets.
+        out = out.with_name(f"{out.name}-Läufe")
+    with contextlib.ExitStack() as stack:
+        uri, vandal, env, proxy = stack.enter_context(exchange(kind, out))
+        output: Output = OnDisk(out) if kind == "folder" else InPipe(out)
+        stack.callback(output.close)
+        not_here = []
+        if not os.path.ismount(out / "disk"):
+            not_here.append("fill the disk")
+        if isinstance(output, OnDisk) and not output.mounted:
+            not_here.append("output on a full disk")
+        blocked = contextlib.ExitStack()
+        stack.callback(blocked.close)
+        blocks = "launch.json blocked" in faults
+        if blocks:
+            for group in range(GROUPS):
+                (out / f"group-{group}").mkdir()
+            if not blocked.enter_context(unwritable(out)):
+                not_here.append("launch.json blocked")
+                blocks = False
+        for fault in sorted({*not_here} & {*faults}):
+            print(f"skipped: {fault} (no right to do that here)")
+        faults = [f for f in faults if f not in (*not_here, "launch.json blocked")]
         launch = start_launch(
             corpus,
             out,
@@ -538,10 +595,13 @@ def run(
             options=[
                 *["--max-restarts", "1000", "--hang-timeout", f"{settings.hang_timeout:g}"],
             ],
-            env=env,
+            env=env if kind == "folder" else {**env, **ASCII},
+            output=output.descriptor(),
         )
         try:
-            here = Run(out, vandal, launch, settings, rng, proxy)
+            here = Run(out, vandal, launch, settings, rng, proxy, output)
+            if blocks:
+                here.begin_unwritable(blocked.close)
             left = here.suffer(faults)
             return here.finish(), left
         finally:

@@ -10,8 +10,10 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from harness import BIN, CODISTILL, SETTINGS, environment
 
@@ -36,15 +38,19 @@ def start_launch(
     groups: int = 2,
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    output: int | None = None,
 ) -> subprocess.Popen:
-    """Start ``codistill launch`` with one worker a group; its output goes to ``out/launch.txt``."""
+    """Start ``codistill launch`` with one worker a group.
+
+    Its output goes to the descriptor ``output``, which is closed here, or to ``out/launch.txt``.
+    """
     out.mkdir(parents=True, exist_ok=True)
     command = [
         *[str(BIN / "codistill"), "launch", "--groups", str(groups), "--out", str(out)],
         *["--workers-per-group", "1", *options, "--"],
         *["fairseq-train", str(corpus), *SLOW_MODEL, *SETTINGS, *CODISTILL, *flags],
     ]
-    with open(out / "launch.txt", "a") as log:
+    with open(out / "launch.txt" if output is None else output, "ab") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment(**(env or {}))
         )
@@ -75,23 +81,39 @@ def send(out: Path, group: int, number: int) -> bool:
 
 
 class Tail:
-    """Reads the lines that are added to a file, which need not be there yet."""
+    """Reads the lines that are added to a file, which need not be there yet.
+
+    It goes on with a file that is renamed or deleted, as who writes to it does, and with the one
+    that comes in its place; and at the beginning of one that was truncated.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = 0
+        self._files: list[BinaryIO] = []
         self._rest = b""
+
+    def __del__(self) -> None:
+        """Close what is open."""
+        for file in self._files:
+            file.close()
 
     def lines(self) -> list[str]:
         """The whole lines that came since the last call."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            new = file.read()
-        self._position += len(new)
+        self._open_new()
+        new = b""
+        for file in self._files:
+            if os.fstat(file.fileno()).st_size < file.tell():
+                file.seek(0)
+                self._rest = b""
+            new += file.read()
         *lines, self._rest = (self._rest + new).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
+
+    def _open_new(self) -> None:
+        with suppress(FileNotFoundError):
+            there = os.stat(self._path)
+            if not any(os.path.samestat(there, os.fstat(f.fileno())) for f in self._files):
+                self._files.append(self._path.open("rb", buffering=0))
 
 
 def update_of(line: str) -> int | None:
@@ -161,6 +183,10 @@ _EVENTS = {
     "valid": re.compile(
         r'\| valid \| \{.*"valid_nll_loss": "([\d.]+)".*"valid_num_updates": "(\d+)"'
     ),
+    # Of launch's own output.
+    "said": re.compile(r"^group \d+: "),
+    "shown": re.compile(r"^group (\d+): \w+ .*\bupdate (\d+)"),
+    "unmarked": re.compile(r"^the mark that group (\d+) has finished cannot be written"),
 }
 
 

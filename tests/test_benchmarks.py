@@ -1,6 +1,7 @@
 """The scripts of benchmarks/ run, and write what they measured and on what."""
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -17,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HELP = {
     ("equal_time",): ["--data", "--megabits", "--seconds", "--out"],
     ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
+    ("long_log",): ["folder", "--megabytes", "--json"],
     ("loss_head",): ["--rows", "--width", "--classes", "--rounds", "--dtype", "--device", "--json"],
     ("memory",): ["--sizes", "--tokens", "--dtype", "--device", "--peer-dropout", "--json"],
     ("network",): ["--data", "--megabits", "--methods", "--seconds", "--rounds", "--json"],
@@ -27,6 +29,7 @@ HELP = {
     ("stall", "quickstart"): ["--data", "--updates", "--runs", "--json"],
     ("stall", "large"): ["--rounds", "--dtype", "--folder", "--json"],
     ("step_time",): ["--sizes", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
+    ("throughput_kept",): ["--pairs", "--updates", "--every", "--cores", "--json"],
 }
 
 
@@ -119,3 +122,25 @@ def test_peers_drop_out_if_asked(run, peer_dropout):
     ):
         (peer,) = ours.codistillation.peers
         assert peer.module.training is peer_dropout
+
+
+@pytest.mark.timeout(300)
+def test_a_pair_of_short_runs_tells_what_throughput_is_kept(run, tmp_path, capsys):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    path, out = tmp_path / "figures.json", tmp_path / "out"
+    few = ["--pairs", "1", "--updates", "150", "--every", "60"]
+    run("throughput_kept", *few, "--out", out, "--json", path)
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["first"] == "calm"
+    assert row["faults"][0].startswith("killed at update ")
+    (calm, calm_hit), (hit, hit_hit) = row["calm, updates/s"], row["hit, updates/s"]
+    assert row["group 0 kept"] == pytest.approx(hit / calm)
+    assert row["group 1 kept"] == pytest.approx(hit_hit / calm_hit)
+    # No time is tested but this: what was killed stood still, and restarts take seconds.
+    assert hit_hit < calm_hit
+    said = capsys.readouterr().out
+    assert re.search(r"^group 0 kept: [\d.]+ \(", said, re.M)
+    for way, starts in (("calm", 1), ("hit", 2)):
+        log = (out / f"pair-0-{way}" / "group-1" / "log.txt").read_text()
+        assert log.count("| codistill.launch |") == starts

@@ -19,7 +19,7 @@ from fairseq_codistill.codistillation import (
     ConfigError,
     Group,
     Teacher,
-    algorithm,
+    meeting,
     membership,
 )
 from fairseq_codistill.codistillation.peer import Peer
@@ -44,7 +44,16 @@ def join(tmp_path):
     """Make one group's side, with the model it has at hand as ``.model``."""
     made = []
 
-    def make(group, seed=None, vocabulary="v", model=None, build=None, teachers=(), **settings):
+    def make(
+        group,
+        seed=None,
+        vocabulary="v",
+        model=None,
+        build=None,
+        teachers=(),
+        directory=None,
+        **settings,
+    ):
         settings = {
             "codistill_dir": str(tmp_path),
             "codistill_num_groups": 2,
@@ -65,7 +74,7 @@ def join(tmp_path):
             build=build or (lambda config, tensors: nn.Linear(3, config["classes"])),
             like=next(model.parameters()),
         )
-        side = Codistillation(config, who, model.state_dict, teachers)
+        side = Codistillation(config, who, model.state_dict, teachers, directory)
         side.model = model
         made.append(side)
         return side
@@ -355,9 +364,16 @@ def test_a_restart_does_not_need_the_exchange(join, tmp_path, monkeypatch, caplo
     in_the_way = tmp_path / "file"
     in_the_way.write_text("no folder")
     settings = {"codistill_mode": "async", "codistill_dir": str(in_the_way / "exchange")}
-    with pytest.raises(ExchangeError, match="cannot be used"):
-        join(0, **settings)
-    monkeypatch.setenv("CODISTILL_RESTARTS", "1")
+    settings["directory"] = tmp_path / "group-0"
+    for restarts in ("0", "1"):
+        # However often it was started: the exchange has never been met.
+        monkeypatch.setenv("CODISTILL_RESTARTS", restarts)
+        with pytest.raises(ExchangeError, match="cannot be used"):
+            join(0, **settings)
+    in_the_way.unlink()
+    join(0, **settings).abandon()
+    shutil.rmtree(in_the_way)
+    in_the_way.write_text("no directory")
     side = join(0, **settings)
     assert "training goes on without it until it can be" in caplog.text
     side.at_boundary(2, 1)
@@ -437,7 +453,7 @@ class Hanging(Store):
 @pytest.fixture
 def hanging(monkeypatch):
     monkeypatch.setattr(Hanging, "closed", None)
-    monkeypatch.setattr(algorithm, "Store", Hanging)
+    monkeypatch.setattr(meeting, "Store", Hanging)
     return Hanging
 
 
@@ -612,7 +628,7 @@ def test_lockstep_says_that_a_snapshot_is_gone_instead_of_waiting_for_it(
 
 def test_a_peer_may_be_so_many_times_larger_than_the_student_and_no_more(join, monkeypatch):
     """A snapshot that is too large would take the memory that training needs."""
-    monkeypatch.setattr(algorithm, "SMALL_BYTES", 0)
+    monkeypatch.setattr(meeting, "SMALL_BYTES", 0)
     # The student has 20 numbers of 4 bytes.  A file begins with the tensors' names and shapes.
     for classes, fits in ((60, True), (80, False)):
         run = {"codistill_run_id": f"{classes} classes"}

@@ -143,6 +143,18 @@ def test_a_peer_that_is_nearly_the_student_is_not_negative():
     assert float(ours.max()) < 1e-6 * float(size)
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_equal_logits_of_different_layers_are_not_negative(centered):
+    """The three terms cancel; what rounding leaves of them has either sign."""
+    case = Case(n=400, d=32, v=1000)
+    turn, _ = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))
+    case.peers = [(case.hidden @ turn, case.weight @ turn, case.bias)]
+    ours, _ = case.ours(centered, dtype=torch.float32)
+    size = torch.nn.functional.linear(case.hidden, case.weight, case.bias).square().mean()
+    assert float(ours.min()) >= 0
+    assert float(ours.max()) < 1e-5 * float(size)
+
+
 def test_a_tied_embedding_gets_both_gradients():
     torch.manual_seed(0)
     table = torch.nn.Embedding(11, 4).double()

@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,11 @@ from test_launch_supervise import ONCE, TRAINED, run, wait_for
 
 from fairseq_codistill.launch import group as group_module
 from fairseq_codistill.launch import record
+from fairseq_codistill.launch import retry as retry_module
+from fairseq_codistill.launch import supervise as supervise_module
 from fairseq_codistill.launch.group import Patience, State
 from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.launch.supervise import supervise
 from fairseq_codistill.launch.view import LiveView
@@ -88,6 +92,9 @@ def test_an_encoding_without_the_letters(tmp_path, encoding):
     said, complaints = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"gave up" in said
+    assert "Gr\u00fc\u00dfe".encode(encoding, "backslashreplace") in said
+    assert "\u4f60".encode(encoding, "backslashreplace") in said
+    assert b"an error of launch itself" not in said
     assert b"\x1b[31m" not in said
     assert complaints == b""
     assert_all_finished(tmp_path / "..", 0)
@@ -236,3 +243,66 @@ def test_announcements_are_kept_in_a_file(tmp_path):
         f"{tmp_path} cannot be written: Is a directory",
         "two",
     ]
+
+
+def test_nothing_is_held_against_a_group_of_which_nothing_can_be_read(tmp_path):
+    pulse = Pulse(2.0, tmp_path / "alive.json", "run")
+    pulse.look(0.0, lines=5, trained=True, logged_update=7)
+    for now in (1.0, 5.0, 9.0):
+        pulse.look(now, lines=5, trained=True, logged_update=7, readable=False)
+        assert not pulse.hangs(now)
+    # It can be read again, and does not move.
+    for now in (10.0, 12.5):
+        pulse.look(now, lines=5, trained=True, logged_update=7, readable=True)
+    assert pulse.hangs(12.5)
+
+
+def test_time_in_which_launch_itself_was_stopped_is_no_hang(tmp_path, monkeypatch):
+    """A scheduler suspends a whole job, and a laptop sleeps: the groups stood still with it."""
+    monkeypatch.setattr(supervise_module, "_ASLEEP", 1.0)
+    screen = io.StringIO()
+    guard = Guard()
+    quiet = TRAINED + "until [ -e $HOME/go ]; do sleep 0.05; done"
+    (group,) = groups(tmp_path, [[quiet]], PATIENCE, LiveView(screen), guard, hang_timeout=3.0)
+    stopped = []
+    # The group outlives the stop by a second, in which it could be found to hang.
+    go = threading.Timer(1.0, (tmp_path / "group-0/go").touch)
+
+    def stop():
+        if not group.progress.trained:
+            raise OSError("not yet")
+        stopped.append(time.sleep(4.0))
+        go.start()
+
+    monkeypatch.setattr(retry_module, "LONGEST_SECONDS", 0.1)
+    chore = Retry("a stop", stop, lambda _: None)
+    assert supervise([group], LiveView(screen), chores=[chore]) == 0
+    guard.close()
+    assert stopped
+    assert "has made no update" not in screen.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("in_the_way", ["a FIFO", "a FIFO that is full", "a directory"])
+def test_what_is_in_place_of_the_announcements_keeps_nobody_waiting(tmp_path, in_the_way):
+    path = tmp_path / "launch.log"
+    path.mkdir() if in_the_way == "a directory" else os.mkfifo(path)
+    shown = io.StringIO()
+    view = LiveView(shown, log=path)
+    if in_the_way == "a FIFO that is full":
+        reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.close(writing)
+    view.announce("one")
+    view.announce("two")
+    if in_the_way == "a FIFO that is full":
+        os.close(reading)
+    assert shown.getvalue().count(f"{path} cannot be written") == 1
+    assert shown.getvalue().startswith("one\n")
+    assert shown.getvalue().endswith("two\n")
+    path.rmdir() if in_the_way == "a directory" else path.unlink()
+    view.announce("three")
+    assert path.read_text().endswith(" three\n")

@@ -122,7 +122,7 @@ def test_evaluation_counts_each_image_once(tmp_path, workers):
 def test_shards_and_reading_processes(tmp_path):
     folder = write_images(tmp_path / "data", train=16)
     flags = ["--shard-data", "--codistill-interval", "2", "--epochs", "2", "--lr", "0.01"]
-    flags += ["--augmentation", "none", "--num-workers", "1"]
+    flags += ["--augmentation", "none", "--num-workers", "1", "--codistill-mode", "lockstep"]
     runs = launch(folder, tmp_path / "out", *flags)
     # 48 images, half of them for each group, 8 an update.
     assert [len(run.lines()) for run in runs] == [6, 6]

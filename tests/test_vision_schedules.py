@@ -88,7 +88,7 @@ def test_a_part_of_the_images_and_as_many_updates(tmp_path):
     recipe.write_text(
         "epochs: 45\nwarmup_epochs: 2.5\nlr_milestones: [18, 38, 44]\n"
         "weight_decay_schedule: [1e-5, 0]\ncodistill_alpha_schedule: step\n"
-        "codistill_alpha_milestones: [18, 38, 44]\nvalidate_interval: 2\n"
+        "codistill_alpha_milestones: [18, 38, 44]\nvalidate_interval: 2\ncodistill_alpha: 1\n"
     )
     common = ["--data", "D", "--config", str(recipe)]
     whole, part = parse(common), parse([*common, "--epochs-times", "4", "--data-fraction", "1/4"])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 import pickle
 import random
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from servers import Proxy, proxy_to, s3_server
+
+from fairseq_codistill.records import Alive
+from fairseq_codistill.records.heartbeat import parse_alive
 
 DISK_BYTES = 32 * 1024 * 1024
 
@@ -112,6 +119,34 @@ class Vandal:
             break
         return f"{prefix or 'the whole exchange'} is removed"
 
+    def alive(self, group: int) -> Alive | None:
+        """What ``alive.json`` of a group says; None if that is nothing."""
+        name = f"group-{group}/alive.json"
+        if self._local and not Path(self._root, name).is_file():
+            return None
+        try:
+            return parse_alive(self.read(name))
+        except (OSError, ValueError):
+            return None
+
+    def replace_alive(self, group: int, rng: random.Random) -> str:
+        """Put something else in place of a group's ``alive.json``."""
+        name = f"group-{group}/alive.json"
+        how = rng.choice([*HEARTBEATS, *(["a FIFO"] if self._local else [])])
+        if how == "a FIFO":
+            fifo = Path(self._root, f"group-{group}", "fifo")
+            os.mkfifo(fifo)
+            os.replace(fifo, Path(self._root, name))
+        else:
+            ours = self.alive(group)
+            said = {} if ours is None else dataclasses.asdict(ours)
+            self.write(name, HEARTBEATS[how](said))
+        return f"{name} becomes {how}"
+
+    @property
+    def _local(self) -> bool:
+        return isinstance(self._fs, LocalFileSystem)
+
     def _list(self, folder: str) -> list[str]:
         self._fs.invalidate_cache()
         try:
@@ -148,6 +183,22 @@ OVERWRITES = {
     "an older one's content": Vandal._older,
     "a well-formed file of huge numbers": Vandal._poison,
     "a pickle": Vandal._pickle,
+}
+
+
+def _said(**changes: Any) -> Callable[[dict[str, Any]], bytes]:
+    return lambda said: json.dumps({**said, "time": time.time(), **changes}).encode()
+
+
+# From what a group says of itself, what is written in its place.
+HEARTBEATS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "nothing": lambda _: b"",
+    "deeply nested": lambda _: b"[" * 50_000,
+    "a number of 5,000 digits": lambda _: b'{"update": ' + b"9" * 5000 + b"}",
+    "another run's": _said(run_id="another\n| train_inner | {}\x1b[2J"),
+    "another process's": _said(nonce="f" * 32),
+    "far ahead": _said(update=10**9),
+    "a word": lambda _: b'"update"',
 }
 
 

@@ -83,7 +83,9 @@ class LiveView:
             return None
         now = datetime.now().isoformat(sep=" ", timespec="seconds")
         try:
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            with open(
+                self._log, "a", encoding="utf-8", errors="backslashreplace", opener=_open_at_once
+            ) as log:
                 log.write(_joined([f"{now} {line}" for line in lines]))
         except OSError as error:
             failed_before, self._log_failed = self._log_failed, True
@@ -164,6 +166,11 @@ def _opened(stream: TextIO | None) -> tuple[TextIO | None, int | None]:
         return stream, stream.fileno()
     except (OSError, ValueError, AttributeError):
         return stream, None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; fail at once, in place of waiting, if it is a FIFO that nobody reads."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def _joined(lines: Sequence[str]) -> str:

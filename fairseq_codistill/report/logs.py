@@ -24,9 +24,11 @@ from fairseq_codistill.records.training_log import (
 )
 from fairseq_codistill.report.thinning import MOST, SHOWN, Line, thin
 
-# Of a line with more characters or more numbers, only what the report shows is kept.
+# Of a line with more characters or more numbers, or after so many lines, only what the report shows
+# is kept.
 LONGEST_NUMBERS = 4096
 MOST_NUMBERS = 64
+LINES_OF_ALL = 1000
 # Settings are some 20 kilobytes; what is longer is taken for unknown.
 LONGEST_SETTINGS = 128 * 1024
 
@@ -99,8 +101,12 @@ class Log:
         if found is None or found.update is None:
             return
         values = found.values
-        if len(message) > LONGEST_NUMBERS or len(values) > MOST_NUMBERS:
-            values = {name: values[name] for name in SHOWN & values.keys()}
+        if (
+            len(self.inner) >= LINES_OF_ALL
+            or len(message) > LONGEST_NUMBERS
+            or len(values) > MOST_NUMBERS
+        ):
+            values = {name: values[name] for name in SHOWN if name in values}
         self._take(found.kind, Line(found.update, as_floats(values)))
 
     def _take(self, kind: str, line: Line) -> None:

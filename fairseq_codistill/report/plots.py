@@ -74,7 +74,7 @@ def limits(series: Sequence[Series]) -> tuple[float, float] | None:
 
     Losses fall so far in the beginning that nothing could be told apart later on.
     """
-    highest = max(float(one.band.high.max()) for one in series)
+    highest = max(float(np.max(one.band.high)) for one in series)
     low, high = _range(series, BEGINNING * _last(series))
     if high <= low or (highest - high) < WASTE * (highest - low):
         return None
@@ -219,8 +219,8 @@ def _range(series: Sequence[Series], begin: float) -> tuple[float, float]:
     later = [(band, which) for band, which in later if which.any()] or [
         (one.band, one.band.updates >= 0) for one in series
     ]
-    low = min(float(band.low[which].min()) for band, which in later)
-    return low, max(float(band.high[which].max()) for band, which in later)
+    low = min(float(np.min(band.low[which])) for band, which in later)
+    return low, max(float(np.max(band.high[which])) for band, which in later)
 
 
 def _last(series: Sequence[Series]) -> float:

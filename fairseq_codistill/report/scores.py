@@ -73,6 +73,6 @@ def _parse(said: dict[str, Any]) -> Scores:
 
 def _score(value: object) -> float:
     # sacreBLEU's rounding may give a little more than 100.
-    if not isinstance(value, int | float) or not 0 <= value < 101:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 101:
         raise ValueError(f"{printable(value, 20)} is no score")
     return float(value)

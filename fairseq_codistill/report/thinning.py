@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+# Merging leaves a quarter of them.
 MOST = 20_000
 RECENT = 2_000
 
@@ -137,33 +138,43 @@ def thin(lines: list[Line], recent: int = RECENT, validation: bool = False) -> N
     count = sum(line.lines for line in old)
     # A power of 2, so that what was merged before fits into what is merged now.
     size = 1
-    while count > size * (MOST // 2):
+    while count > size * (MOST // 4):
         size *= 2
     groups: list[list[Line]] = []
     room = 0
     for line in old:
-        if line.lines > room:
+        merged = line.merged
+        lines_of_it = 1 if merged is None else merged.lines
+        if lines_of_it > room:
             groups.append([])
             room = size
         groups[-1].append(line)
-        room -= line.lines
+        room -= lines_of_it
     lines[: len(old)] = [
         group[0] if len(group) == 1 else _merge(group, validation) for group in groups
     ]
 
 
 def _merge(group: Sequence[Line], validation: bool) -> Line:
-    values, counts = {}, {}
+    single = all(line.merged is None for line in group)
+    values: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for name in SHOWN:
-        with_it = [line for line in group if name in line.values]
-        if not with_it:
+        column = [line.values[name] for line in group if name in line.values]
+        if not column:
             continue
         # A sample of the rates, and of what is never finite.
-        values[name] = with_it[0].values[name]
-        if name in MEANS:
-            mean, count = _mean(with_it, name)
-            if count:
-                values[name], counts[name] = mean, count
+        values[name] = column[0]
+        if name not in MEANS:
+            continue
+        if single and math.isfinite(total := sum(column)):
+            values[name], counts[name] = total / len(column), len(column)
+        else:
+            weights = [line.count(name) for line in group if name in line.values]
+            finite = [(v, w) for v, w in zip(column, weights, strict=True) if math.isfinite(v)]
+            if finite:
+                counts[name] = sum(weight for _, weight in finite)
+                values[name] = sum(value * weight for value, weight in finite) / counts[name]
     clocks = [clock for line in group if (clock := line.clock) is not None]
     if clocks:
         values[CLOCK] = clocks[-1][2]
@@ -184,18 +195,6 @@ def _highest(values: Iterable[float | None]) -> float | None:
     """Return the highest of the values that are finite."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return max(finite, default=None)
-
-
-def _mean(lines: Sequence[Line], name: str) -> tuple[float, int]:
-    """Return the mean of what is finite, and of how many lines it is."""
-    total = sum(line.values[name] for line in lines)
-    if math.isfinite(total) and all(line.merged is None for line in lines):
-        return total / len(lines), len(lines)
-    finite = [
-        (value, line.count(name)) for line in lines if math.isfinite(value := line.values[name])
-    ]
-    count = sum(count for _, count in finite)
-    return (sum(value * times for value, times in finite) / count if count else math.nan), count
 
 
 def _growth(clocks: Sequence[tuple[float, float, float]]) -> list[float]:

@@ -46,11 +46,17 @@ def describe(config: VisionConfig, workers: int, updates_per_epoch: int | None) 
             how += f", topology {config.codistill_topology}"
         if config.teachers:
             how += f"; teachers: {', '.join(config.teachers)}"
-        lines.append(
-            f"codistillation: {how}; alpha {config.codistill_alpha:g}, "
-            f"{config.codistill_alpha_schedule}"
-        )
+        alpha = "by classes" if config.codistill_alpha is None else f"{config.codistill_alpha:g}"
+        lines.append(f"codistillation: {how}; alpha {alpha}, {config.codistill_alpha_schedule}")
     return lines
+
+
+def chosen_alpha(config: VisionConfig, classes: int) -> str:
+    """Say what --codistill-alpha is where the user gave none."""
+    return (
+        f"--codistill-alpha is not given: {config.codistill_alpha:g}, for {classes} classes "
+        "(min(1, sqrt(classes / 1000)))"
+    )
 
 
 def updates_in_all(config: VisionConfig, updates_per_epoch: int) -> int:

@@ -40,12 +40,18 @@ def _tell(config: VisionConfig, workers: int) -> None:
     described = models.describe(config.arch, 1, config.width, config.image_size)
     models.check_image_size(described, config.image_size)
     updates = None
+    chosen = []
     if Path(config.data).exists():
-        order = order_of(config, len(data.find(config.data).train), workers)
+        folders = data.find(config.data)
+        classes = len(folders.classes)
+        if config.codistils and config.codistill_alpha is None:
+            config = config.for_classes(classes)
+            chosen = [plan.chosen_alpha(config, classes)]
+        order = order_of(config, len(folders.train), workers)
         order.check()
         updates = order.updates_per_epoch
     else:
         print(f"--data {config.data} is not there, so updates are not counted")
     if config.codistils:
         config.listens_to()  # It says what is wrong with the topology.
-    print("\n".join(plan.describe(config, workers, updates)))
+    print("\n".join([*plan.describe(config, workers, updates), *chosen]))

@@ -29,6 +29,10 @@ SEED_STRIDE = 1000003
 # torch and the manifest of a snapshot take no larger one.
 LARGEST_SEED = 2**63 - 1
 
+# The paper's alpha, and the classes of the data that it was chosen for.
+PAPER_ALPHA = 1.0
+PAPER_CLASSES = 1000
+
 
 def _flag(default: Any, help: str) -> Any:
     if isinstance(default, list):
@@ -97,6 +101,10 @@ class VisionConfig(CodistillationConfig):
     cpu: bool = _flag(False, "train on the CPU even if there is a GPU")
     seed: int = _flag(1, "of this group; groups 1000003 apart")
 
+    # No default that is good for every number of classes; see ``for_classes``.
+    codistill_alpha: Optional[float] = _flag(  # type: ignore[assignment]
+        None, "weight of the divergence in epoch 1 (default: min(1, sqrt(classes / 1000)))"
+    )
     codistill_exchange: str = _flag(
         "checkpoints",
         "what groups leave for each other; predictions: all groups are started together, with "
@@ -187,6 +195,9 @@ class VisionConfig(CodistillationConfig):
         Raises:
             ConfigError: for the first that does not fit.
         """
+        if self.codistill_alpha is None:
+            self.for_classes(PAPER_CLASSES).check()
+            return
         super().check()
         if not self.data:
             raise ConfigError("--data is missing; name a folder with train/ and val/ or test/")
@@ -232,6 +243,21 @@ class VisionConfig(CodistillationConfig):
                 )
         self._check_exchange()
         self._check_schedules()
+
+    def for_classes(self, classes: int) -> VisionConfig:
+        """Return the settings with alpha filled in, if the user gave none.
+
+        Logit-MSE is a mean over the classes, so its gradient goes with 1 / sqrt(classes) for logits
+        as far apart.  The paper's alpha of 1 belongs to ImageNet's 1,000 classes; with ten, it
+        makes two models drive each other off.
+
+        Args:
+            classes: of the data.
+        """
+        if self.codistill_alpha is not None:
+            return self
+        alpha = PAPER_ALPHA * min(1.0, math.sqrt(classes / PAPER_CLASSES))
+        return dataclasses.replace(self, codistill_alpha=alpha)
 
     def stretched(self) -> VisionConfig:
         """Give the settings with all times in epochs multiplied by --epochs-times.

@@ -52,10 +52,12 @@ class Trainer:
     def __init__(
         self, config: VisionConfig, world: World, counterparts: dist.ProcessGroup | None = None
     ) -> None:
-        self._config = config
         self._world = world
         self._counterparts = counterparts
         self._folders = data.find(config.data)
+        self._alpha_given = config.codistill_alpha is not None
+        config = config.for_classes(len(self._folders.classes))
+        self._config = config
         self._order = order_of(config, len(self._folders.train), world.size)
         self._order.check()
         self._per_epoch = self._order.updates_per_epoch
@@ -100,6 +102,8 @@ class Trainer:
             self._folder.mkdir(parents=True, exist_ok=True)
         for line in plan.describe(self._config, self._world.size, self._per_epoch):
             self._log.say(line)
+        if self._config.codistils and not self._alpha_given:
+            self._log.say(plan.chosen_alpha(self._config, len(self._folders.classes)))
         if self._resumed_from is not None:
             self._log.say(f"going on from {self._resumed_from}, update {self._update}")
         start = time.perf_counter()
