@@ -21,12 +21,15 @@ def stock_architecture(name: str, user_dir: Path | None, trained_with: Any) -> s
 
     Args:
         name: of the architecture.
-        user_dir: what registers it, if fairseq does not.
+        user_dir: the user's own, to import; it registers it, if fairseq does not.
         trained_with: the user directory that the checkpoint names, for the error.
 
     Raises:
         UserError: if it is unknown, or its model is not fairseq's own.
     """
+    if user_dir is not None:
+        # Also for one of fairseq's own: what it does to fairseq is seen in the model's outputs.
+        _import(user_dir)
     if _is_stock(name):
         return name
     shown = printable(name, 100)
@@ -36,7 +39,6 @@ def stock_architecture(name: str, user_dir: Path | None, trained_with: Any) -> s
             f"the architecture {shown} is not fairseq's own; give --user-dir, the directory that "
             f"registers it{where}, to tell whether it is a model of fairseq's in other sizes"
         )
-    _import(user_dir)
     model = ARCH_MODEL_REGISTRY.get(name)
     if model is None:
         raise UserError(f"--user-dir {user_dir} registers no architecture {shown}; give another")

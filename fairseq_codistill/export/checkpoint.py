@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def items(config: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, dict) else {}
 
 
+def namespace(settings: Mapping[str, Any]) -> argparse.Namespace:
+    """Return a dictionary as a namespace; ``Namespace(**settings)`` does not take every name."""
+    found = argparse.Namespace()
+    vars(found).update(settings)
+    return found
+
+
 def _check_parts(path: Path, state: dict[str, Any], cfg: dict[str, Any]) -> None:
     """Make sure that all parts are there that export looks at."""
     parts = {
@@ -81,12 +89,17 @@ def _check_parts(path: Path, state: dict[str, Any], cfg: dict[str, Any]) -> None
         "model": state.get("model"),
     }
     for name, part in parts.items():
-        if not isinstance(part, dict) or not part:
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            part = None
+        if not part:
             raise UserError(f"CHECKPOINT {path} has no {name}; give one that training wrote")
     tensors = parts["model"]
     assert isinstance(tensors, dict)
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"CHECKPOINT {path} has a model of more than tensors; give another one")
+    history = state.get("optimizer_history", [])
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise UserError(f"CHECKPOINT {path} has no optimizer_history; give another one")
 
 
 def _load(path: Path) -> Any:

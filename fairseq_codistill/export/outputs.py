@@ -1,18 +1,21 @@
 """A model's outputs, in this process and in one that stock fairseq alone has built it in.
 
-    python outputs.py CHECKPOINT DATA SENTENCES OUTPUTS
+    python outputs.py CHECKPOINT DATA EXPECTED
 
-loads a checkpoint as ``fairseq-generate`` does, strictly, and saves its outputs for the sentences.
-It is run as a file, as the package must not be imported there.
+loads a checkpoint as ``fairseq-generate`` does, strictly, and prints whether it gives the expected
+outputs.  It is run as a file, as the package must not be imported there.
 """
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 # The languages that DATA has dictionaries of.
 SOURCE, TARGET = "source", "target"
+# What the last line says.
+SAME, OTHER = "the same outputs", "other outputs"
 
 Sentences = list[tuple[Tensor, Tensor]]
 
@@ -37,16 +40,24 @@ def logits(model: nn.Module, sentences: Sentences, eos: int = 2) -> list[Tensor]
     return found
 
 
-def main(checkpoint: str, data: str, sentences: str, outputs: str) -> None:
-    """Save the outputs of a checkpoint."""
+def alike(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = 1e-4) -> bool:
+    """Return whether two lists of tensors differ by no more than rounding."""
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape and torch.allclose(a, b, tolerance, tolerance, equal_nan=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def main(checkpoint: str, data: str, expected: str) -> None:
+    """Compare the outputs of a checkpoint with the expected ones."""
     from fairseq import checkpoint_utils
 
-    given = torch.load(sentences, weights_only=True)
+    sentences, ours = torch.load(expected, weights_only=True)
     overrides = {"data": data, "source_lang": SOURCE, "target_lang": TARGET}
     (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([checkpoint], overrides)
     if "fairseq_codistill" in sys.modules:
         sys.exit("the plugin was imported")
-    torch.save(logits(model, given), outputs)
+    print(SAME if alike(ours, logits(model, sentences)) else OTHER)
 
 
 if __name__ == "__main__":

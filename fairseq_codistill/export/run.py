@@ -44,6 +44,16 @@ def export(options: Options) -> str:
         UserError: if an option is wrong, or the model cannot be exported.
     """
     _check(options)
+    try:
+        return _export(options)
+    except RecursionError as error:
+        # Lists in lists in lists, or one that is a part of itself.
+        raise UserError(
+            f"CHECKPOINT {options.checkpoint} is nested too deeply; give one that training wrote"
+        ) from error
+
+
+def _export(options: Options) -> str:
     # Here and below: torch and fairseq take seconds to import, and a wrong option is told before.
     from fairseq_codistill.export.checkpoint import read
 
@@ -61,22 +71,21 @@ def export(options: Options) -> str:
             written = directory / "model.pt"
             verify.write_what_stock_fairseq_loads(trained, written)
             said = "fairseq loads it without the plugin"
+        options.new.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may have written it meanwhile.
+        _must_be_absent(options.new)
         os.replace(written, options.new)
     return f"{options.new} is written: {said}, and it gives the outputs of the trained model"
 
 
 def _check(options: Options) -> None:
     """Refuse what can be seen to be wrong before anything is read."""
-    new = options.new
-    try:
-        new.lstat()
-        raise UserError(f"NEW {new} is already there; remove it or choose another name")
-    except (FileNotFoundError, NotADirectoryError):
-        place = _nearest(new)
-    except (OSError, ValueError) as error:
-        raise _unwritable(new, error) from error
+    _must_be_absent(options.new)
+    place = _nearest(options.new)
     if not place.is_dir():
-        raise _unwritable(new, NotADirectoryError(f"{place} is not a directory"))
+        raise _unwritable(options.new, f"{place} is not a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _unwritable(options.new, f"no permission to write to {place}")
     given = {"--data": options.data, "-s": options.source_lang, "-t": options.target_lang}
     if options.format != "ctranslate2":
         for flag, value in given.items():
@@ -92,6 +101,16 @@ def _check(options: Options) -> None:
         raise UserError(f"--data {options.data} is not a directory; give the one of training")
 
 
+def _must_be_absent(new: Path) -> None:
+    try:
+        new.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise _unwritable(new, error) from error
+    raise UserError(f"NEW {new} is already there; remove it or choose another name")
+
+
 def _nearest(path: Path) -> Path:
     """Return the nearest parent of ``path`` that is there."""
     return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
@@ -99,15 +118,19 @@ def _nearest(path: Path) -> Path:
 
 @contextmanager
 def _workspace(new: Path) -> Iterator[Path]:
-    """Make a temporary directory beside ``new``; what fails to be written is a UserError."""
+    """Make a temporary directory on the disk of ``new``; failing to write is a UserError.
+
+    It is in a directory that is there already: what is refused leaves nothing behind.
+    """
     try:
-        new.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{new.name[:100]}.", dir=new.parent) as directory:
+        with tempfile.TemporaryDirectory(
+            prefix=".codistill-export-", dir=_nearest(new)
+        ) as directory:
             yield Path(directory)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _unwritable(new, error) from error
 
 
-def _unwritable(new: Path, error: OSError | ValueError) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"NEW {new} cannot be written: {reason}; choose another place")
+def _unwritable(new: Path, reason: Exception | str) -> UserError:
+    said = getattr(reason, "strerror", None) or reason
+    return UserError(f"NEW {new} cannot be written: {said}; choose another place")

@@ -12,7 +12,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
 from omegaconf import OmegaConf
 
-from fairseq_codistill.export.checkpoint import STOCK_TASK, items
+from fairseq_codistill.export.checkpoint import STOCK_TASK, items, namespace
 from fairseq_codistill.export.trained import Trained
 
 _CRITERION_CLASSES = {
@@ -101,7 +101,7 @@ def _criterion(criterion: dict[str, Any]) -> dict[str, Any]:
     return {**stock, "sentence_avg": criterion.get("sentence_avg", False)}
 
 
-def _model(trained: Trained) -> dict[str, Any]:
+def _model(trained: Trained) -> argparse.Namespace | dict[str, Any]:
     """Return a configuration from which fairseq builds the same model."""
     name, settings = trained.architecture, trained.settings
     if isinstance(settings, argparse.Namespace) and name in MODEL_DATACLASS_REGISTRY:
@@ -109,9 +109,9 @@ def _model(trained: Trained) -> dict[str, Any]:
         config = MODEL_DATACLASS_REGISTRY[name].from_namespace(settings)
         nested: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         return {**nested, "_name": name}
-    own = {key: v for key, v in items(settings).items() if not key.startswith("codistill_")}
-    named = {"arch": name} if "arch" in own else {}
-    return {**own, **named, "_name": name}
+    if isinstance(settings, argparse.Namespace):
+        return namespace({**vars(settings), "arch": name, "_name": name})
+    return {**settings, "_name": name}
 
 
 def _plain(value: Any, replaced: Mapping[str, Any]) -> Any:

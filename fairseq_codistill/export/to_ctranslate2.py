@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.export import outputs, stock
-from fairseq_codistill.export.checkpoint import STOCK_TASK, items
+from fairseq_codistill.export.checkpoint import STOCK_TASK, items, namespace
 from fairseq_codistill.export.run import Options
 from fairseq_codistill.export.trained import Trained
-from fairseq_codistill.export.verify import alike
+from fairseq_codistill.export.verify import save
 from fairseq_codistill.records import printable
 
 # Log-probabilities computed by other code.
@@ -38,7 +38,7 @@ def convert(trained: Trained, options: Options, new: Path) -> None:
         for language, known in zip((source, target), trained.dictionaries, strict=True)
     ]
     copy = new.with_name("flat.pt")
-    torch.save({"args": _flags(trained), "model": trained.checkpoint.state["model"]}, copy)
+    save({"args": _flags(trained), "model": trained.checkpoint.state["model"]}, copy)
     what = f"CHECKPOINT {options.checkpoint}: CTranslate2"
     try:
         # It wants the settings as attributes.
@@ -46,6 +46,7 @@ def convert(trained: Trained, options: Options, new: Path) -> None:
             ctranslate2.converters.FairseqConverter(
                 str(copy), str(options.data), source_lang=source, target_lang=target
             ).convert(str(new))
+        theirs = _scores(ctranslate2, new, trained.sentences, dictionaries)
     except OSError:
         raise
     # What it does not know it does not check, and fails with whatever that leads to.
@@ -55,10 +56,7 @@ def convert(trained: Trained, options: Options, new: Path) -> None:
             f"{what} cannot take its model, {trained.architecture} ({reason}); export it with "
             "--format fairseq"
         ) from error
-    sentences = trained.sentences()
-    theirs = _scores(ctranslate2, new, sentences, dictionaries)
-    ours = _log_probabilities(trained, sentences)
-    if not alike(ours, theirs, _TOLERANCE):
+    if not outputs.alike(_log_probabilities(trained), theirs, _TOLERANCE):
         raise UserError(
             f"{what} gives other outputs for its model, {trained.architecture}: some setting is "
             "lost on it; export it with --format fairseq"
@@ -117,7 +115,7 @@ def _flags(trained: Trained) -> argparse.Namespace:
     cfg = stock.with_settings_as_mappings(trained)["cfg"]
     flags = {**cfg["task"], **stock.flat(cfg["model"])}
     flags.pop("_name")
-    return argparse.Namespace(**{**flags, "arch": trained.architecture, "task": STOCK_TASK})
+    return namespace({**flags, "arch": trained.architecture, "task": STOCK_TASK})
 
 
 def _scores(
@@ -136,13 +134,11 @@ def _scores(
     return [torch.tensor(result.log_probs) for result in results]
 
 
-def _log_probabilities(trained: Trained, sentences: outputs.Sentences) -> list[Tensor]:
+def _log_probabilities(trained: Trained) -> list[Tensor]:
     """Return the same of the trained model."""
-    eos = trained.dictionaries[1].eos()
+    end = torch.tensor([trained.dictionaries[1].eos()])
     found = []
-    for logits, (_, target) in zip(
-        outputs.logits(trained.model, sentences, eos), sentences, strict=True
-    ):
-        tokens = torch.cat([target, torch.tensor([eos])]).unsqueeze(1)
+    for logits, (_, target) in zip(trained.logits, trained.sentences, strict=True):
+        tokens = torch.cat([target, end]).unsqueeze(1)
         found.append(torch.log_softmax(logits, dim=1).gather(1, tokens).squeeze(1))
     return found

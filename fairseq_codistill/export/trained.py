@@ -14,11 +14,12 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY, FairseqEncoderDecoderModel
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.export import guard, outputs
 from fairseq_codistill.export.architecture import stock_architecture
-from fairseq_codistill.export.checkpoint import Checkpoint, items
-from fairseq_codistill.export.outputs import Sentences
+from fairseq_codistill.export.checkpoint import Checkpoint, items, namespace
 from fairseq_codistill.records import printable
 
 _SENTENCES, _LONGEST = 3, 7
@@ -33,33 +34,20 @@ class Trained:
         architecture: the name of fairseq's own architecture that builds it.
         settings: its configuration, a namespace for architectures without a dataclass.
         dictionaries: of the sizes of its source and target dictionaries, with made-up words.
-        model: with its weights.
+        sentences: some made-up pairs of sentences.
+        logits: what it gives for them.
     """
 
     checkpoint: Checkpoint
     architecture: str
     settings: argparse.Namespace | dict[str, Any]
     dictionaries: tuple[Dictionary, Dictionary]
-    model: FairseqEncoderDecoderModel
-
-    def sentences(self) -> Sentences:
-        """Return some sentences to compare the outputs of two models with."""
-        generator = torch.Generator().manual_seed(1)
-        limits = [limit for limit in self.model.max_positions() if limit is not None]
-        longest = max(min(_LONGEST, *limits) - 1, 1)
-
-        def words(dictionary: Dictionary, count: int) -> torch.Tensor:
-            # A dictionary may have no words of its own.
-            first = min(dictionary.nspecial, len(dictionary) - 1)
-            return torch.randint(first, len(dictionary), (count,), generator=generator)
-
-        lengths = range(longest, max(longest - _SENTENCES, 0), -1)
-        source, target = self.dictionaries
-        return [(words(source, length), words(target, length)) for length in lengths]
+    sentences: outputs.Sentences
+    logits: list[Tensor]
 
 
 def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
-    """Build the model of a checkpoint as training did.
+    """Build the model of a checkpoint as training did, and see what it gives.
 
     Args:
         checkpoint: with its weights.
@@ -74,14 +62,12 @@ def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
         raise UserError(f"CHECKPOINT {checkpoint.path} names no architecture; give another one")
     trained_with = items(checkpoint.cfg["common"]).get("user_dir")
     architecture = stock_architecture(name, user_dir, trained_with)
-    dictionaries = tuple(_dictionary(checkpoint, side) for side in ("encoder", "decoder"))
-    task = TranslationTask(TranslationConfig(), *dictionaries)
-    given: Any = copy.deepcopy(settings)
-    if isinstance(given, dict):
-        given = OmegaConf.create(given)
+    guard.check(architecture, items(settings))
+    dictionaries = (_dictionary(checkpoint, "encoder"), _dictionary(checkpoint, "decoder"))
     try:
-        model = FairseqTask.build_model(task, given, from_checkpoint=True)
-        model.load_state_dict(dict(checkpoint.state["model"]), strict=True)
+        model = _built(checkpoint, settings, dictionaries)
+        sentences = _sentences(model, dictionaries)
+        logits = outputs.logits(model, sentences)
     # fairseq checks nothing, and fails with whatever a wrong setting leads to.
     except Exception as error:  # noqa: BLE001
         reason = printable(f"{type(error).__name__}: {error}", 300)
@@ -89,27 +75,49 @@ def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
             f"CHECKPOINT {checkpoint.path}: fairseq cannot build its model ({reason}); see "
             "whether fairseq-generate takes it with its own --user-dir"
         ) from error
-    return Trained(checkpoint, architecture, settings, dictionaries, model)
+    return Trained(checkpoint, architecture, settings, dictionaries, sentences, logits)
+
+
+def _built(
+    checkpoint: Checkpoint,
+    settings: argparse.Namespace | dict[str, Any],
+    dictionaries: tuple[Dictionary, Dictionary],
+) -> FairseqEncoderDecoderModel:
+    task = TranslationTask(TranslationConfig(), *dictionaries)
+    given: Any = copy.deepcopy(settings)
+    if isinstance(given, dict):
+        given = OmegaConf.create(given)
+    model = FairseqTask.build_model(task, given, from_checkpoint=True)
+    model.load_state_dict(dict(checkpoint.state["model"]), strict=True)
+    return model
+
+
+def _sentences(
+    model: FairseqEncoderDecoderModel, dictionaries: tuple[Dictionary, Dictionary]
+) -> outputs.Sentences:
+    """Return some sentences to compare the outputs of two models with."""
+    generator = torch.Generator().manual_seed(1)
+    limits = [int(limit) for limit in model.max_positions() if limit is not None]
+    longest = max(min([_LONGEST, *limits]) - 1, 1)
+
+    def words(dictionary: Dictionary, count: int) -> Tensor:
+        # A dictionary may have no words of its own.
+        first = min(dictionary.nspecial, len(dictionary) - 1)
+        return torch.randint(first, len(dictionary), (count,), generator=generator)
+
+    lengths = range(longest, max(longest - _SENTENCES, 0), -1)
+    source, target = dictionaries
+    return [(words(source, length), words(target, length)) for length in lengths]
 
 
 def _settings(checkpoint: Checkpoint) -> argparse.Namespace | dict[str, Any]:
     """Return the configuration of the model, without the files that it was begun from."""
     model = checkpoint.cfg["model"]
     name = items(model).get("_name") or items(model).get("arch")
-    settings = _without_files(items(model))
+    settings = guard.without_files(items(model))
     if isinstance(model, argparse.Namespace) or name not in MODEL_DATACLASS_REGISTRY:
-        return argparse.Namespace(**{"_name": name, "arch": name, **settings})
+        return namespace({"_name": name, "arch": name, **settings})
     return settings
-
-
-def _without_files(settings: dict[str, Any]) -> dict[str, Any]:
-    """Forget pretrained embeddings: the weights are in the checkpoint."""
-    return {
-        key: _without_files(value)
-        if isinstance(value, dict)
-        else (None if str(key).endswith("_path") else value)
-        for key, value in settings.items()
-    }
 
 
 def _dictionary(checkpoint: Checkpoint, side: str) -> Dictionary:
