@@ -5,29 +5,30 @@ What is exported is translated with by fairseq without the plugin, and scored by
 
 import argparse
 import math
+import subprocess
 import sys
 
 import ctranslate2
 import pytest
 import torch
-from fairseq import options, tasks, utils
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from harness import CODISTILL, PLUGIN, SETTINGS
-from omegaconf import OmegaConf
+from exported import (
+    SMALL_DYNAMIC,
+    SMALL_FCONV,
+    SMALL_ONE_LAYER,
+    SMALL_SELF_ATTENTION,
+    load,
+    refusal,
+    write_untrained,
+)
+from fairseq import utils
+from fairseq.models import ARCH_MODEL_REGISTRY
+from harness import BIN, CODISTILL, PLUGIN, environment
 from test_export import SMALL, SMALL_LIGHTCONV, SMALL_LSTM, assert_plain, train, translate
+from test_hydra import ended, hydra_train
 
 from fairseq_codistill import cli
 from fairseq_codistill.export import stock
 
-SMALL_FCONV = """
-    --encoder-embed-dim 16 --decoder-embed-dim 16 --decoder-out-embed-dim 16
-    --encoder-layers [(16,3)]*2 --decoder-layers [(16,3)]*2
-""".split()
-DYNAMIC = "--encoder-conv-type dynamic --decoder-conv-type dynamic".split()
-ONE_LAYER = """
-    --encoder-layers 1 --decoder-layers 1
-    --encoder-kernel-size-list [3] --decoder-kernel-size-list [3]
-""".split()
 OWN = "OWN"  # Stands for the user directory below.
 
 # Whether CTranslate2 takes it, the architecture, its flags.
@@ -37,10 +38,12 @@ TABLE = {
     "own sizes of a transformer": (True, "own_sizes", ["--user-dir", OWN]),
     "own sizes of bart": (True, "own_bart", ["--user-dir", OWN]),
     "lstm": (False, "lstm", SMALL_LSTM),
+    "own sizes of an lstm": (False, "own_lstm", ["--user-dir", OWN]),
     "fconv": (False, "fconv", SMALL_FCONV),
+    "fconv with self-attention": (False, "fconv_self_att", SMALL_SELF_ATTENTION),
     "lightconv": (False, "lightconv_iwslt_de_en", SMALL_LIGHTCONV),
-    "lightconv of one layer": (False, "lightconv", [*SMALL_LIGHTCONV, *ONE_LAYER]),
-    "dynamicconv": (False, "lightconv_iwslt_de_en", [*SMALL_LIGHTCONV, *DYNAMIC]),
+    "lightconv of one layer": (False, "lightconv", SMALL_ONE_LAYER),
+    "dynamicconv": (False, "lightconv_iwslt_de_en", SMALL_DYNAMIC),
     "bart": (True, "bart_base", SMALL),
     "align": (True, "transformer_align", [*SMALL, "--alignment-layer", "0"]),
 }
@@ -50,6 +53,7 @@ OWN_CODE = """
 import fairseq_codistill.tasks.codistill_translation as plugin
 from fairseq.models import register_model, register_model_architecture
 from fairseq.models.bart import bart_base_architecture
+from fairseq.models.lstm import base_architecture as lstm_architecture
 from fairseq.models.transformer import TransformerDecoder, TransformerModel, base_architecture
 from fairseq.tasks import register_task
 
@@ -74,6 +78,16 @@ def own_sizes(args):
 def own_bart(args):
     sizes(args)
     bart_base_architecture(args)
+
+
+@register_model_architecture("lstm", "own_lstm")
+def own_lstm(args):
+    for name in ("encoder_embed_dim", "encoder_hidden_size", "decoder_out_embed_dim"):
+        setattr(args, name, 16)
+    args.decoder_embed_dim = args.decoder_hidden_size = 16
+    # What no tensor shows: the encoder reads from both ends.
+    args.encoder_bidirectional = True
+    lstm_architecture(args)
 
 
 @register_model_architecture("transformer", "own_setting")
@@ -117,47 +131,9 @@ def own_user_dir(tmp_path_factory):
 
 @pytest.fixture
 def untrained(corpus, tmp_path, own_user_dir):
-    """Make the checkpoint of an untrained model, as fairseq-train would."""
-    for folder in (PLUGIN, own_user_dir):
-        utils.import_user_module(argparse.Namespace(user_dir=str(folder)))
-
-    def make(*flags, name="checkpoint_last.pt", **changed):
-        line = [str(corpus), *SETTINGS, *CODISTILL, *flags]
-        cfg = convert_namespace_to_omegaconf(
-            options.parse_args_and_arch(options.get_training_parser(), line)
-        )
-        torch.manual_seed(1)
-        model = tasks.setup_task(cfg.task).build_model(cfg.model)
-        state = {
-            "args": None,
-            "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
-            "model": model.state_dict(),
-            "optimizer_history": [
-                {
-                    "criterion_name": "CodistillCrossEntropyCriterion",
-                    "optimizer_name": "SGD",
-                    "lr_scheduler_state": {},
-                    "num_updates": 3,
-                }
-            ],
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 3}},
-            "last_optimizer_state": None,
-        }
-        torch.save({**state, **changed}, tmp_path / name)
-        return tmp_path / name
-
-    return make
-
-
-def refusal(capsys, *arguments) -> str:
-    """What export says when it refuses; it says it in one line, and writes nothing."""
-    new = arguments[1]
-    before = sorted(new.parent.iterdir()) if new.parent.is_dir() else None
-    assert cli.main(["export", *map(str, arguments)]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("codistill: error: ")
-    assert (sorted(new.parent.iterdir()) if new.parent.is_dir() else None) == before
-    return said
+    """Write the checkpoint of an untrained model, given its flags."""
+    utils.import_user_module(argparse.Namespace(user_dir=str(own_user_dir)))
+    return lambda *flags: write_untrained(corpus, tmp_path, *flags)
 
 
 def assert_scored_alike(corpus, directory, lines):
@@ -207,12 +183,35 @@ def test_stock_fairseq_and_ctranslate2_give_the_same(tmp_path, corpus, own_user_
             assert "CTranslate2 cannot take its model" in refusal(capsys, *arguments)
 
 
+@pytest.mark.full
+def test_what_hydra_has_trained(tmp_path, corpus):
+    """Its checkpoint has the model's settings in a dictionary and not in a namespace."""
+    run = ended(hydra_train(tmp_path, corpus, tmp_path / "run"), tmp_path / "run")
+    trained, new = run.folder / "checkpoint_last.pt", tmp_path / "stock.pt"
+    before = translate(corpus, trained, *CODISTILL[:4])
+    assert cli.main(["export", str(trained), str(new)]) == 0
+    assert translate(corpus, new, "--task", "translation") == before
+    arguments = ["--format", "ctranslate2", "--data", str(corpus)]
+    assert cli.main(["export", str(trained), str(tmp_path / "ct2"), *arguments]) == 0
+    assert_scored_alike(corpus, tmp_path / "ct2", before)
+
+
+@pytest.mark.full
+def test_a_process_that_has_the_plugin_proves_nothing(untrained, tmp_path, capsys, monkeypatch):
+    checkpoint, new = untrained("--arch", "transformer", *SMALL), tmp_path / "new"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import fairseq_codistill\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{PLUGIN.parent}")
+    said = refusal(capsys, checkpoint, new)
+    assert (
+        "fairseq without the plugin does not load it: it failed with status 1 (the plugin" in said
+    )
+
+
 def test_a_model_of_the_users_own_is_refused(untrained, own_user_dir, tmp_path, capsys):
     checkpoint = untrained("--arch", "own_model", "--user-dir", str(own_user_dir))
     new = tmp_path / "new"
     # As in a process that does not have the user directory.
-    from fairseq.models import ARCH_MODEL_REGISTRY
-
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(ARCH_MODEL_REGISTRY, "own_model")
         said = refusal(capsys, checkpoint, new)
@@ -224,9 +223,33 @@ def test_a_model_of_the_users_own_is_refused(untrained, own_user_dir, tmp_path, 
     assert "absent is not a directory" in said
 
 
+@pytest.mark.full
+def test_a_user_dir_that_changes_fairseqs_model_is_refused(untrained, tmp_path):
+    """The architecture has fairseq's name, but fairseq alone computes something else with it."""
+    checkpoint = untrained("--arch", "transformer", *SMALL)
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud" / "__init__.py").write_text(
+        "from fairseq.models.transformer import TransformerDecoderBase as Decoder\n"
+        "plain = Decoder.output_layer\n"
+        "Decoder.output_layer = lambda self, features: 4.0 * plain(self, features)\n"
+    )
+    done = subprocess.run(
+        [
+            *[str(BIN / "codistill"), "export", str(checkpoint), str(tmp_path / "new")],
+            *["--user-dir", str(tmp_path / "loud")],
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 2
+    assert "fairseq without the plugin gives other outputs" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_user_dir_that_does_not_know_it_or_fails_is_refused(untrained, tmp_path, capsys):
     checkpoint, new = untrained("--arch", "transformer", *SMALL), tmp_path / "n"
-    state = torch_load(checkpoint)
+    state = load(checkpoint)
     vars(state["cfg"]["model"]).update(arch="unheard_of", _name="unheard_of")
     torch.save(state, checkpoint)
     for name, code, expected in [
@@ -238,48 +261,11 @@ def test_a_user_dir_that_does_not_know_it_or_fails_is_refused(untrained, tmp_pat
         assert expected in refusal(capsys, checkpoint, new, "--user-dir", tmp_path / name)
 
 
-def torch_load(path):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, weights_only=True)
-
-
 def test_a_task_built_on_ours_is_no_stock_task(untrained, tmp_path, capsys):
     checkpoint = untrained("--arch", "transformer", *SMALL, "--task", "own_task")
     said = refusal(capsys, checkpoint, tmp_path / "new")
     assert "--task own_task, which is built on it" in said
     assert "a stock checkpoint" not in said
-
-
-def test_parts_that_are_missing_are_named(untrained, tmp_path, capsys):
-    checkpoint = untrained("--arch", "transformer", *SMALL)
-    whole, new = torch_load(checkpoint), tmp_path / "new"
-    for section in ("model", "criterion", "common"):
-        torch.save({**whole, "cfg": {**whole["cfg"], section: None}}, checkpoint)
-        assert f"has no cfg.{section}" in refusal(capsys, checkpoint, new)
-    torch.save({**whole, "model": {}}, checkpoint)
-    assert "has no model" in refusal(capsys, checkpoint, new)
-    torch.save({**whole, "model": {"a": 1}}, checkpoint)
-    assert "more than tensors" in refusal(capsys, checkpoint, new)
-    torch.save({**whole, "model": {"a": torch.ones(1)}}, checkpoint)
-    assert "no embeddings" in refusal(capsys, checkpoint, new)
-    weights = {**whole["model"]}
-    del weights["decoder.layers.0.fc1.weight"]
-    torch.save({**whole, "model": weights}, checkpoint)
-    assert "cannot build its model (RuntimeError" in refusal(capsys, checkpoint, new)
-
-
-@pytest.mark.parametrize("arguments", [[], ["--format", "ctranslate2"]])
-def test_what_cannot_be_written_is_refused(untrained, corpus, tmp_path, capsys, arguments):
-    checkpoint = untrained("--arch", "transformer", *SMALL)
-    (tmp_path / "file").write_text("")
-    arguments = [*arguments, *(["--data", corpus] if arguments else [])]
-    for new in ("file/new", "file/deeper/new"):
-        said = refusal(capsys, checkpoint, tmp_path / new, *arguments)
-        assert "cannot be written" in said
-        assert f"{tmp_path / 'file'} is not a directory" in said
-    assert "cannot be written" in refusal(capsys, checkpoint, tmp_path / ("n" * 300), *arguments)
-    (tmp_path / "dangling").symlink_to("nowhere")
-    assert "already there" in refusal(capsys, checkpoint, tmp_path / "dangling", *arguments)
 
 
 def test_an_export_that_computes_something_else_is_refused(
@@ -329,11 +315,11 @@ def test_the_files_that_training_began_from_are_not_needed(untrained, corpus, tm
     (tmp_path / "vectors").unlink()
     new = tmp_path / "new.pt"
     assert cli.main(["export", str(checkpoint), str(new)]) == 0
-    assert str(tmp_path / "vectors") not in str(torch.load(new, weights_only=True)["cfg"])
+    assert torch.load(new, weights_only=True)["cfg"]["model"]["encoder_embed_path"] is None
 
 
 def test_ctranslate2_needs_itself_and_the_dictionaries(
-    untrained, corpus, other_vocabulary, tmp_path, capsys, monkeypatch
+    untrained, corpus, tmp_path, capsys, monkeypatch
 ):
     checkpoint, new = untrained("--arch", "transformer", *SMALL), tmp_path / "new"
     wanted = [checkpoint, new, "--format", "ctranslate2"]
@@ -343,8 +329,12 @@ def test_ctranslate2_needs_itself_and_the_dictionaries(
     assert "has no dict.de.txt" in refusal(
         capsys, *wanted, "--data", tmp_path, "-s", "de", "-t", "en"
     )
-    said = refusal(capsys, *wanted, "--data", other_vocabulary)
-    assert "has 49 symbols, and the model was trained with 48" in said
+    longer = (corpus / "dict.de.txt").read_text() + "Zoo 1\n"
+    for language in ("de", "en"):
+        (tmp_path / f"dict.{language}.txt").write_text(longer)
+    said = refusal(capsys, *wanted, "--data", tmp_path, *languages)
+    trained_with = longer.count("\n") - 1 + 4  # and the special symbols
+    assert f"has {trained_with + 1} symbols, and the model was trained with {trained_with}" in said
     (tmp_path / "dict.de.txt").write_text("no numbers here\n")
     said = refusal(capsys, *wanted, "--data", tmp_path, *languages)
     assert "dict.de.txt is no dictionary" in said

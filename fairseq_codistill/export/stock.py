@@ -8,9 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks.translation import TranslationConfig
-from omegaconf import OmegaConf
 
 from fairseq_codistill.export.checkpoint import STOCK_TASK, items, namespace
 from fairseq_codistill.export.trained import Trained
@@ -35,7 +33,13 @@ def with_settings_as_mappings(trained: Trained) -> dict[str, Any]:
             "common": {**items(cfg["common"]), "user_dir": None},
             "task": _task(items(cfg["task"])),
             "criterion": criterion,
-            "model": _model(trained),
+            "model": namespace(
+                {
+                    **vars(trained.settings),
+                    "arch": trained.architecture,
+                    "_name": trained.architecture,
+                }
+            ),
         },
         "model": state["model"],
         "criterion": {},
@@ -73,17 +77,6 @@ def with_settings_as_attributes(trained: Trained) -> dict[str, Any]:
     return {**stock, "args": args}
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under the names of their flags, as ``encoder_layers``."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found.update((f"{name}_{key}", item) for key, item in flat(value).items())
-        else:
-            found[name] = value
-    return found
-
-
 def _task(task: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(TranslationConfig)}
     return {**{key: task[key] for key in task if key in known}, "_name": STOCK_TASK}
@@ -99,19 +92,6 @@ def _criterion(criterion: dict[str, Any]) -> dict[str, Any]:
             "ignore_prefix_size": 0,
         }
     return {**stock, "sentence_avg": criterion.get("sentence_avg", False)}
-
-
-def _model(trained: Trained) -> argparse.Namespace | dict[str, Any]:
-    """Return a configuration from which fairseq builds the same model."""
-    name, settings = trained.architecture, trained.settings
-    if isinstance(settings, argparse.Namespace) and name in MODEL_DATACLASS_REGISTRY:
-        # From a mapping fairseq would take the nested form only, and forget all flat flags.
-        config = MODEL_DATACLASS_REGISTRY[name].from_namespace(settings)
-        nested: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-        return {**nested, "_name": name}
-    if isinstance(settings, argparse.Namespace):
-        return namespace({**vars(settings), "arch": name, "_name": name})
-    return {**settings, "_name": name}
 
 
 def _plain(value: Any, replaced: Mapping[str, Any]) -> Any:

@@ -113,7 +113,7 @@ def _dictionary(data: Path, language: str, size: int) -> Dictionary:
 def _flags(trained: Trained) -> argparse.Namespace:
     """Return the settings as the command line of a plain run would be."""
     cfg = stock.with_settings_as_mappings(trained)["cfg"]
-    flags = {**cfg["task"], **stock.flat(cfg["model"])}
+    flags = {**cfg["task"], **cfg["model"]}
     flags.pop("_name")
     return namespace({**flags, "arch": trained.architecture, "task": STOCK_TASK})
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from fairseq.data import Dictionary
-from fairseq.models import MODEL_DATACLASS_REGISTRY, FairseqEncoderDecoderModel
+from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairseq_codistill.errors import UserError
@@ -32,7 +31,7 @@ class Trained:
     Attributes:
         checkpoint: where it is from.
         architecture: the name of fairseq's own architecture that builds it.
-        settings: its configuration, a namespace for architectures without a dataclass.
+        settings: its configuration.
         dictionaries: of the sizes of its source and target dictionaries, with made-up words.
         sentences: some made-up pairs of sentences.
         logits: what it gives for them.
@@ -40,7 +39,7 @@ class Trained:
 
     checkpoint: Checkpoint
     architecture: str
-    settings: argparse.Namespace | dict[str, Any]
+    settings: argparse.Namespace
     dictionaries: tuple[Dictionary, Dictionary]
     sentences: outputs.Sentences
     logits: list[Tensor]
@@ -57,12 +56,12 @@ def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
         UserError: if fairseq itself has no such model, or it cannot be built.
     """
     settings = _settings(checkpoint)
-    name = items(settings).get("_name") or items(settings).get("arch")
+    name = settings.arch
     if not isinstance(name, str):
         raise UserError(f"CHECKPOINT {checkpoint.path} names no architecture; give another one")
     trained_with = items(checkpoint.cfg["common"]).get("user_dir")
     architecture = stock_architecture(name, user_dir, trained_with)
-    guard.check(architecture, items(settings))
+    guard.check(architecture, vars(settings))
     dictionaries = (_dictionary(checkpoint, "encoder"), _dictionary(checkpoint, "decoder"))
     try:
         model = _built(checkpoint, settings, dictionaries)
@@ -80,14 +79,12 @@ def trained_model(checkpoint: Checkpoint, user_dir: Path | None) -> Trained:
 
 def _built(
     checkpoint: Checkpoint,
-    settings: argparse.Namespace | dict[str, Any],
+    settings: argparse.Namespace,
     dictionaries: tuple[Dictionary, Dictionary],
 ) -> FairseqEncoderDecoderModel:
     task = TranslationTask(TranslationConfig(), *dictionaries)
-    given: Any = copy.deepcopy(settings)
-    if isinstance(given, dict):
-        given = OmegaConf.create(given)
-    model = FairseqTask.build_model(task, given, from_checkpoint=True)
+    # fairseq fills in what is missing.
+    model = FairseqTask.build_model(task, copy.deepcopy(settings), from_checkpoint=True)
     model.load_state_dict(dict(checkpoint.state["model"]), strict=True)
     return model
 
@@ -110,19 +107,22 @@ def _sentences(
     return [(words(source, length), words(target, length)) for length in lengths]
 
 
-def _settings(checkpoint: Checkpoint) -> argparse.Namespace | dict[str, Any]:
-    """Return the configuration of the model, without the files that it was begun from."""
-    model = checkpoint.cfg["model"]
-    name = items(model).get("_name") or items(model).get("arch")
-    settings = guard.without_files(items(model))
-    if isinstance(model, argparse.Namespace) or name not in MODEL_DATACLASS_REGISTRY:
-        return namespace({"_name": name, "arch": name, **settings})
-    return settings
+def _settings(checkpoint: Checkpoint) -> argparse.Namespace:
+    """Return the configuration of the model, without the files that it was begun from.
+
+    fairseq-train writes a namespace and fairseq-hydra-train a dictionary, with the same names.
+    """
+    model = items(checkpoint.cfg["model"])
+    name = model.get("_name") or model.get("arch")
+    return namespace({**guard.without_files(model), "_name": name, "arch": name})
 
 
 def _dictionary(checkpoint: Checkpoint, side: str) -> Dictionary:
     """Make a dictionary of the size of that of the encoder or the decoder."""
-    weight = checkpoint.state["model"].get(f"{side}.embed_tokens.weight")
+    tensors = checkpoint.state["model"]
+    # The encoder of fconv_self_att is a part of another one.
+    name = rf"{side}\.({side}\.)?embed_tokens\.weight"
+    weight = next((tensors[key] for key in tensors if re.fullmatch(name, key)), None)
     dictionary = Dictionary()
     if weight is None or weight.dim() != 2 or len(weight) < len(dictionary):
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -30,9 +29,6 @@ def write_what_stock_fairseq_loads(trained: Trained, path: Path) -> None:
         UserError: if it loads none, or gives other outputs.
         OSError: if something cannot be written.
     """
-    forms = [stock.with_settings_as_mappings]
-    if isinstance(trained.settings, argparse.Namespace):
-        forms.append(stock.with_settings_as_attributes)
     for dictionary, language in zip(
         trained.dictionaries, (outputs.SOURCE, outputs.TARGET), strict=True
     ):
@@ -40,7 +36,7 @@ def write_what_stock_fairseq_loads(trained: Trained, path: Path) -> None:
     expected = path.parent / "expected.pt"
     save((trained.sentences, trained.logits), expected)
     problems = []
-    for form in forms:
+    for form in (stock.with_settings_as_mappings, stock.with_settings_as_attributes):
         save(form(trained), path)
         problem = _problem(path, expected)
         if problem is None:
