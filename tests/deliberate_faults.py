@@ -367,14 +367,23 @@ FAULTS = [
         "self._schedule(epoch, update)",
         "self._schedule(self.epoch - 1, update)",
     ),
+    # Which peers count.
+    _codistillation(
+        *("any-output-counts", "acceptance", "peer.group not in self._objections", "True"),
+        "test_acceptance",
+    ),
+    _codistillation(
+        *("an-objection-stays-one-workers", "acceptance", "if verdict == _OBJECTS:", "if False:"),
+        "test_acceptance",
+    ),
     # The term.
-    _codistillation("mean-over-n", "algorithm", "/ len(self.peers)", "/ (len(self.peers) + 1)"),
-    _codistillation("sum-over-peers", "algorithm", "/ len(self.peers)", "/ 1"),
+    _codistillation("mean-over-n", "algorithm", "total / counted", "total / (counted + 1)"),
+    _codistillation("sum-over-peers", "algorithm", "total / counted", "total / 1"),
     _codistillation(
         "randomness-of-peers-not-kept-apart",
         "algorithm",
-        "with torch.random.fork_rng(devices=cuda_devices()):\n            outputs",
-        "if True:\n            outputs",
+        "with torch.random.fork_rng(devices=cuda_devices()):\n            counted",
+        "if True:\n            counted",
     ),
     _codistillation(
         "gradient-through-the-peer", "algorithm", "with torch.no_grad():\n", "if True:\n"

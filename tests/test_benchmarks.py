@@ -124,6 +124,7 @@ def test_peers_drop_out_if_asked(run, peer_dropout):
         assert peer.module.training is peer_dropout
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_a_pair_of_short_runs_tells_what_throughput_is_kept(run, tmp_path, capsys):
     if len(os.sched_getaffinity(0)) < 2:

@@ -20,7 +20,9 @@ SCRIPT = Path(__file__).parent / "chaos.py"
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("hit", ["groups and exchange", "launch"])
+@pytest.mark.parametrize(
+    "hit", ["groups and exchange", pytest.param("launch", marks=pytest.mark.full)]
+)
 def test_some_twenty_faults_cost_the_others_nothing(tmp_path, capsys, hit):
     corpus = chaos.write_corpus(tmp_path / "corpus")
     settings = chaos.Settings(

@@ -7,20 +7,21 @@ The adapter computes f_i(x) and L and takes the gradient step.  Here are alpha_k
 (``Codistillation.alpha``; ``weight`` if the term is left out at times), the f_j, which are stale
 copies (``peers``), and the sum divided by n - 1 (``term``); ``at_boundary`` stands between update
 k - 1 and update k.  j runs over those that i listens to and over i's teachers, whose f_j never
-change.  Peers without a snapshot, or with one too old, are left out of both the sum and the number
-that it is divided by.
+change.  Peers without a snapshot, with one too old, or with one whose output cannot be learnt from
+are left out of both the sum and the number that it is divided by.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fairseq_codistill.codistillation.acceptance import Acceptance
 from fairseq_codistill.codistillation.comparison import Comparison
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.meeting import meet, warn_of_long_interval
@@ -87,6 +88,8 @@ class Codistillation:
         self._every = config.codistill_every
         self._in_step = config.codistill_mode == "lockstep" and config.needs_exchange
         self._stale: set[int] = set()
+        self._acceptance = Acceptance(self.workers, self._in_step)
+        self._left_out = 0
         self._changes = dict.fromkeys(CHANGES, 0)
         self._told = dict(self._changes)
 
@@ -136,6 +139,7 @@ class Codistillation:
         self._compare.begin_update()
         if self._membership is not None:
             self._membership.at_boundary(update, epoch)
+        self._settle()
         if self.alpha > 0:
             self._refresh()
             self._look_at_staleness()
@@ -157,13 +161,15 @@ class Codistillation:
         """End, after ``update`` updates: publish the last snapshot, and say that it is over."""
         if self._source is not None:
             self._source.stop()
-        if self._membership is not None:
-            try:
+        try:
+            self._settle()
+            if self._membership is not None:
                 self._membership.finish(update, self.epoch)
-            except BaseException:
+        except BaseException:
+            if self._membership is not None:
                 # Peers and `codistill status` are told that nobody is here any more.
                 self._membership.abandon()
-                raise
+            raise
         # The others wait for the leader here, and not in a collective of GPUs, which would give up.
         self.workers.least([1])
         self.workers.close()
@@ -223,23 +229,45 @@ class Codistillation:
         """
         return self._compare.takes_hidden(rows, width, classes)
 
-    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
+    def term(
+        self,
+        student: Output,
+        forward: Callable[[nn.Module], Output],
+        targets: Tensor | None = None,
+    ) -> Tensor | None:
         """Give the mean over live peers and teachers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), as logits of shape (..., classes) or before the output layer.
             forward: gives f_j(x), on the same rows, for the module of a peer.
+            targets: y, by which a peer that has diverged is known; below 0 for rows of padding.
 
         Returns:
-            One number a row, or None if there is none of them or none is asked in this update.
+            One number a row, or None if there is none of them, none is asked in this update, or
+            none gives what can be learnt from.
+
+        Raises:
+            ExchangeError: lockstep only: a peer's output is not finite.
         """
         if not (self.peers and self.weight):
             return None
         # Peers may draw random numbers (dropout; LayerDrop draws in eval mode too): the student's
         # own randomness must not depend on whether it has peers.
         with torch.random.fork_rng(devices=cuda_devices()):
-            outputs = ((peer, _constant(peer, forward)) for peer in self.peers)
-            return self._compare(student, outputs) / len(self.peers)
+            counted = 0
+
+            def outputs() -> Iterator[tuple[Peer | Teacher, Output]]:
+                nonlocal counted
+                for peer in self.peers:
+                    output = _constant(peer, forward)
+                    if isinstance(peer, Teacher) or self._acceptance.accepts(
+                        peer, student, output, targets
+                    ):
+                        counted += 1
+                        yield peer, output
+
+            total = self._compare(student, outputs())
+            return None if total is None else total / counted
 
     def take_stall(self) -> float:
         """Give the seconds the training thread has spent on the exchange since last asked."""
@@ -248,16 +276,31 @@ class Codistillation:
 
     def take_changes(self) -> dict[str, int]:
         """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
-        self._changes["rejected"] = 0 if self._reader is None else self._reader.rejections
+        rejections = 0 if self._reader is None else self._reader.rejections
+        self._changes["rejected"] = rejections + self._left_out
         self._changes["skipped"] = 0 if self._membership is None else self._membership.skipped
         new = {kind: total - self._told[kind] for kind, total in self._changes.items()}
         self._told = dict(self._changes)
         return new
 
     def _live(self) -> list[Peer]:
-        """Give the peers with a snapshot that is fresh enough."""
+        """Give the peers with a snapshot that is fresh enough, and not found to be of no use."""
+        out = self._stale | self._acceptance.left_out
         loaded = (peer for peer in self._peers.values() if peer.update is not None)
-        return [peer for peer in loaded if peer.group not in self._stale]
+        return [peer for peer in loaded if peer.group not in out]
+
+    def _settle(self) -> None:
+        """Leave out the peers whose new snapshots gave what cannot be learnt from."""
+        for group, why in self._acceptance.settle().items():
+            if why is None:
+                if self._membership is not None:
+                    self._membership.memory.note_peer()
+                continue
+            self._left_out += 1
+            self._say(
+                f"peer {group} left out: with its snapshot of update {self._peers[group].update} "
+                f"{why}; from update {self.update} on, until its next snapshot"
+            )
 
     def _look_at_staleness(self) -> None:
         """Leave out the peers that fell too far behind, and take them back."""
@@ -303,6 +346,7 @@ class Codistillation:
             except SnapshotRejected as rejection:
                 self._source.refuse(snapshot, rejection)
                 continue
+            self._acceptance.renew(manifest.group)
             change = "first_seen" if first else "refreshed"
             self._changed(
                 change,

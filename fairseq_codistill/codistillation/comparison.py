@@ -98,12 +98,12 @@ class Comparison:
             return "factored"
         return "naive" if whole else "chunked"
 
-    def __call__(self, student: Output, outputs: Iterable[tuple[Other, Output]]) -> Tensor:
-        """Give the sum of D over the peers, one number a row.
+    def __call__(self, student: Output, outputs: Iterable[tuple[Other, Output]]) -> Tensor | None:
+        """Give the sum of D over the peers, one number a row; None without peers.
 
         Args:
             student: its output.
-            outputs: the peers' outputs, at least one; logits are let go one after the other.
+            outputs: the peers' outputs; logits are let go one after the other.
         """
         self._say_form("naive", "the model gives its logits alone")
         if self._form == "naive":
@@ -118,7 +118,7 @@ class Comparison:
         if hidden:
             assert isinstance(student, Hidden)
             terms.append(self._from_hidden(student, hidden))
-        return torch.stack(terms).sum(dim=0)
+        return torch.stack(terms).sum(dim=0) if terms else None
 
     def _say_form(self, form: str, why: str) -> None:
         """Log how the divergence is computed, once."""

@@ -155,8 +155,6 @@ class Membership:
     def tell(self, peers: Mapping[int, int]) -> None:
         """Note the live peers and the updates of their snapshots, for others to see."""
         self._peers = peers
-        if peers:
-            self.memory.note_peer()
 
     def finish(self, update: int, epoch: int) -> None:
         """End: publish the snapshot of the last update, and say that training is over.

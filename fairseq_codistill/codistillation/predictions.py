@@ -97,12 +97,18 @@ class PredictionExchange:
         self.alpha = self._schedule(epoch, update)
         self._had_peer |= bool(self.peers)
 
-    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
+    def term(
+        self,
+        student: Output,
+        forward: Callable[[nn.Module], Output],
+        targets: Tensor | None = None,
+    ) -> Tensor | None:
         """Give the mean over the peers of D(f_j(x), f_i(x)), without ``weight``.
 
         Args:
             student: f_i(x), of which the others get the logits, of shape (..., classes).
             forward: not needed, for no peer is run.
+            targets: not needed.
 
         Returns:
             One number a row, of shape (...), or None if ``weight`` is 0 or there is no peer.

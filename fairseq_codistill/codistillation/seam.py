@@ -38,7 +38,12 @@ class Seam(Protocol):
     def at_boundary(self, update: int, epoch: int) -> None:
         """Do what is due before an update.  A collective of the group's workers."""
 
-    def term(self, student: Output, forward: Callable[[nn.Module], Output]) -> Tensor | None:
+    def term(
+        self,
+        student: Output,
+        forward: Callable[[nn.Module], Output],
+        targets: Tensor | None = None,
+    ) -> Tensor | None:
         """Give the mean over ``peers`` of D(f_j(x), f_i(x)), one number a row, or None."""
 
     def finish(self, update: int) -> None:

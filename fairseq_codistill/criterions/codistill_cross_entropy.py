@@ -163,17 +163,18 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             sample: the batch.
             keep: which target tokens are none of padding, (sentences, tokens).
         """
-        net_input = sample["net_input"]
+        net_input, target = sample["net_input"], sample["target"]
         if hidden is not None:
             classes, width = hidden.head.weight.shape
             takes_hidden = codistillation.takes_hidden(sample["ntokens"], width, classes)
             if takes_hidden or logits is None:
                 rows = codistillation.term(
-                    hidden, lambda peer: _hidden.of_peer(peer, net_input, keep)
+                    hidden, lambda peer: _hidden.of_peer(peer, net_input, keep), target[keep]
                 )
                 return None if rows is None else rows.sum()
         assert logits is not None
-        rows = codistillation.term(logits, lambda peer: peer(**net_input)[0])
+        targets = target.masked_fill(~keep, -1)
+        rows = codistillation.term(logits, lambda peer: peer(**net_input)[0], targets)
         return None if rows is None else rows.masked_fill(~keep, 0).sum()
 
     @staticmethod

@@ -222,7 +222,9 @@ class Trainer:
                 loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
             rows = None
             if codistillation is not None:
-                rows = codistillation.term(logits, lambda peer: peer(inputs.to(_dtype(peer))))
+                rows = codistillation.term(
+                    logits, lambda peer: peer(inputs.to(_dtype(peer))), targets
+                )
             if codistillation is not None and rows is not None:
                 loss = loss + codistillation.weight * rows.mean()
         count = len(targets)
