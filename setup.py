@@ -30,6 +30,7 @@ EXTRAS = {
     "report": ["matplotlib>=3.8"],
     "s3": ["s3fs>=2026.6"],
     "data": DATA,
+    "ctranslate2": ["ctranslate2>=4.5"],
     "test": [
         *[
             "pytest>=8",

@@ -104,12 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(subcommands)
     _add_report(subcommands)
 
-    export = subcommands.add_parser(
-        "export", help="turn a codistilled checkpoint into one that stock fairseq reads"
-    )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a codistilled one")
-    export.add_argument("new", type=Path, metavar="NEW", help="where to write the stock one")
-    export.set_defaults(run=_export)
+    _add_export(subcommands)
 
     user_dir = subcommands.add_parser(
         "user-dir", help="print the folder to hand to fairseq's --user-dir"
@@ -267,6 +262,55 @@ def _add_report(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.set_defaults(run=_report)
 
 
+def _add_export(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from fairseq_codistill.export import FORMATS
+
+    parser = subcommands.add_parser(
+        "export",
+        help="turn a codistilled checkpoint into one that stock fairseq, or CTranslate2, reads",
+        description=(
+            "Write the model of a codistilled checkpoint in a form that needs no plugin. It is "
+            "loaded by fairseq without the plugin, or by CTranslate2, and its outputs are compared "
+            "with those of the trained model, before the command succeeds."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a codistilled one")
+    parser.add_argument("new", type=Path, metavar="NEW", help="where to write the new one")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="fairseq",
+        help=(
+            "fairseq: a checkpoint of its task translation; ctranslate2: a model directory, by "
+            "CTranslate2's own converter (default: %(default)s)"
+        ),
+    )
+    parser.add_argument(
+        "--user-dir",
+        type=Path,
+        metavar="DIR",
+        help=(
+            "the directory that registers the architecture, if fairseq does not: sizes of your own "
+            "of a model of fairseq's. Its code is run"
+        ),
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATA_BIN",
+        help="ctranslate2: the directory with the dictionaries, dict.<language>.txt",
+    )
+    for short, side in (("-s", "source"), ("-t", "target")):
+        parser.add_argument(
+            short,
+            f"--{side}-lang",
+            metavar=side.upper(),
+            help=f"ctranslate2: the {side} language (default: as in training, or in DATA_BIN)",
+        )
+    parser.set_defaults(run=_export)
+
+
 def _seconds(text: str) -> float:
     try:
         number = float(text)
@@ -332,9 +376,20 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from fairseq_codistill.export import export
+    from fairseq_codistill.export import Options, export
 
-    export(options.checkpoint, options.new)
+    said = export(
+        Options(
+            options.checkpoint,
+            options.new,
+            options.format,
+            options.user_dir,
+            options.data,
+            options.source_lang,
+            options.target_lang,
+        )
+    )
+    print(printable(said, LONGEST_ERROR))
     return 0
 
 

@@ -95,6 +95,10 @@ def _launch(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
     return Fault(name, f"fairseq_codistill/launch/{file}.py", old, new, tests)
 
 
+def _export(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, f"fairseq_codistill/export/{file}.py", old, new, tests)
+
+
 FAULTS = [
     # The order in which a snapshot comes to exist and goes.
     _exchange(
@@ -1395,6 +1399,92 @@ FAULTS = [
         "membership",
         "                self._tell_of_random_peers()\n",
         "                pass\n",
+    # What export writes is what was trained, and what it reads is not run.
+    _export(
+        "settings-are-not-looked-at",
+        "guard",
+        'if "${" in value or (name.endswith(_EVALUATED) and not _is_arithmetic(value)):',
+        "if False:",
+        "test_export_refusals",
+    ),
+    _export(
+        "a-call-is-arithmetic",
+        "guard",
+        "ast.UnaryOp, ast.USub),",
+        "ast.UnaryOp, ast.USub, ast.Call, ast.Attribute, ast.Name),",
+        "test_export_refusals",
+    ),
+    _export(
+        "bytes-are-no-code",
+        "guard",
+        "(str, bool, int, float, dict)",
+        "(str, bytes, bool, int, float, dict)",
+        "test_export_refusals",
+    ),
+    _export(
+        "any-model-is-built",
+        "guard",
+        "if model not in KNOWN_MODELS:",
+        "if model is None:",
+        "test_export_refusals",
+    ),
+    _export(
+        "what-came-meanwhile-is-replaced",
+        "run",
+        "        # Another process may have written it meanwhile.\n"
+        "        _must_be_absent(options.new)\n",
+        "",
+        "test_export_refusals",
+    ),
+    _export(
+        "a-refusal-leaves-directories",
+        "run",
+        "    with _workspace(options.new) as directory:\n",
+        "    options.new.parent.mkdir(parents=True, exist_ok=True)\n"
+        "    with _workspace(options.new) as directory:\n",
+        "test_export_refusals",
+    ),
+    _export(
+        "a-full-disk-is-torch-s-error",
+        "verify",
+        "        if isinstance(error.__context__, OSError):\n",
+        "        if False:\n",
+        "test_export_refusals",
+    ),
+    _export(
+        "outputs-are-not-compared",
+        "verify",
+        "return None if said == outputs.SAME else",
+        "return None if said in (outputs.SAME, outputs.OTHER) else",
+        "test_export_architectures",
+    ),
+    _export(
+        "ctranslate2-is-believed",
+        "to_ctranslate2",
+        "if not outputs.alike(_log_probabilities(trained), theirs, _TOLERANCE):",
+        "if len(theirs) != len(trained.sentences):",
+        "test_export_architectures",
+    ),
+    _export(
+        "a-users-model-is-stock",
+        "architecture",
+        "    if not _is_of_fairseq(model):\n",
+        "    if False:\n",
+        "test_export_architectures",
+    ),
+    _export(
+        "a-users-architecture-keeps-its-name",
+        "architecture",
+        "    return (named or stock)[0]\n",
+        "    return name\n",
+        "test_export_architectures",
+    ),
+    _export(
+        "a-users-task-is-stock",
+        "checkpoint",
+        '    if any(str(key).startswith("codistill_") for key in task):\n',
+        "    if False:\n",
+        "test_export_architectures",
     ),
 ]
 

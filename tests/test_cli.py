@@ -26,6 +26,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ["--help"],
         ["launch", "--help"],
         ["status", "--help"],
+        ["export", "--help"],
         ["user-dir"],
         ["launch", "--groups", "2", "--out", "x", "--print", "--", "fairseq-train", "d", "--cpu"],
     ],
@@ -100,6 +101,19 @@ def test_print_writes_nothing(tmp_path, capsys):
     assert printed.count("fairseq-train data") == 2
     assert printed.count("CODISTILL_NONCE=") == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize("show", [[], ["--print"]])
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_an_out_that_is_a_file_is_refused(tmp_path, capsys, place, show):
+    (tmp_path / "file").write_text("mine")
+    options = ["--groups", "2", "--out", str(tmp_path / place), *show]
+    assert cli.main(["launch", *options, "--", "fairseq-train", "data", "--cpu"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("codistill: error: ")
+    assert said.count("\n") == 1
+    assert "choose another" in said
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_installed():

@@ -21,6 +21,7 @@ ROOMS = {
     "launch": {"errors", "installed", "records", "statuses", "__version__"},
     "status": {"errors", "exchange", "launch", "records"},
     "report": {"errors", "launch", "records"},
+    "export": {"errors", "launch", "plain", "records"},
 }
 FRAMEWORKS = {"fairseq", "fairseq_cli", "torchvision"}
 # Which of them the adapters may import.
@@ -28,6 +29,7 @@ FRAMEWORKS_OF = {
     "criterions": {"fairseq"},
     "tasks": {"fairseq"},
     "vision": {"torchvision"},
+    "export": {"fairseq"},
 }
 
 
