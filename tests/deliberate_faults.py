@@ -1399,6 +1399,7 @@ FAULTS = [
         "membership",
         "                self._tell_of_random_peers()\n",
         "                pass\n",
+    ),
     # What export writes is what was trained, and what it reads is not run.
     _export(
         "settings-are-not-looked-at",

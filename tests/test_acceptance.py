@@ -10,7 +10,7 @@ from test_codistillation import both_at, join, quick_look  # noqa: F401 - fixtur
 
 from fairseq_codistill.codistillation import acceptance
 from fairseq_codistill.codistillation.acceptance import Acceptance, objection
-from fairseq_codistill.exchange import ExchangeError, Store, read_alive
+from fairseq_codistill.exchange import ExchangeError, SnapshotRejected, Store, read_alive
 from fairseq_codistill.objective import Head, Hidden
 
 ALTERNATING = torch.tensor([1.0, -1.0, 1.0, -1.0])

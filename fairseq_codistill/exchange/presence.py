@@ -194,7 +194,8 @@ class Presence:
             logger.error("the last sign of life could not be written: %s", error)
 
     def _write(self) -> None:
-        now = {"time": time.time(), "clock": clock_of_this_host()}
-        alive = dataclasses.replace(self._alive, **now, **self._progress())
+        alive = dataclasses.replace(
+            self._alive, time=time.time(), clock=clock_of_this_host(), **self._progress()
+        )
         data = json.dumps(dataclasses.asdict(alive), indent=1).encode()
         self._store.write(f"{group_folder(self._group)}/alive.json", data)

@@ -164,7 +164,7 @@ class _Recorder(argparse.Namespace):
 
 def required_flags(arch: str | None) -> set[str]:
     """Return the flags of an architecture that a command line must have."""
-    if arch not in ARCH_MODEL_REGISTRY:
+    if arch is None or arch not in ARCH_MODEL_REGISTRY:
         return set()
     parser = _parser(arch)
     groups = (group for group in parser._mutually_exclusive_groups if group.required)
