@@ -274,14 +274,14 @@ def test_a_group_that_has_nothing_to_do_removes_nothing(join, tmp_path):
 def test_a_former_life_is_removed_once_the_exchange_answers(join, tmp_path, monkeypatch, caplog):
     lived(join, 2, 900)
     again = join(0, codistill_mode="async")
-    updates, away = Exchange.updates, True
+    candidates, away = Exchange.candidates, True
 
     def sometimes(self, group):
         if away:
             raise OSError("no route to host")
-        return updates(self, group)
+        return candidates(self, group)
 
-    monkeypatch.setattr(Exchange, "updates", sometimes)
+    monkeypatch.setattr(Exchange, "candidates", sometimes)
     monkeypatch.setattr(publisher, "FIRST_RETRY_SECONDS", 0.02)
     begin(again)
     assert "above update 0 is not known (no route to host)" in caplog.text
@@ -296,13 +296,13 @@ def test_a_former_life_is_removed_once_the_exchange_answers(join, tmp_path, monk
 def test_training_does_not_wait_for_a_former_life_to_be_removed(join, tmp_path, monkeypatch):
     lived(join, 2, 900)
     again = join(0, codistill_mode="async")
-    updates, answer = Exchange.updates, threading.Event()
+    candidates, answer = Exchange.candidates, threading.Event()
 
     def hangs(self, group):
         answer.wait(60)
-        return updates(self, group)
+        return candidates(self, group)
 
-    monkeypatch.setattr(Exchange, "updates", hangs)
+    monkeypatch.setattr(Exchange, "candidates", hangs)
     for update in range(5):
         again.at_boundary(update, 1)
     assert again._membership.skipped == 1

@@ -15,7 +15,7 @@ ROOMS = {
     "objective": set(),
     "exchange": {"records"},
     "codistillation": {"objective", "exchange", "records"},
-    "criterions": {"codistillation", "objective", "sentences"},
+    "criterions": {"codistillation", "objective", "records", "sentences"},
     "tasks": {"codistillation", "criterions", "plain", "records", "sentences", "sigterm"},
     "vision": {"codistillation", "records", "sentences", "sigterm"},
     "launch": {"errors", "installed", "records", "statuses", "__version__"},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from harness import BIN, LOCKSTEP, SEED_STEP, environment, eventually, keys, launch
 from servers import s3_server
 
@@ -79,7 +80,7 @@ def publish(store: Store, run_id: str, group: int, update: int) -> None:
         dtype="float32",
         vocabulary="v",
         model={},
-        tensors={},
+        tensors={"weight": torch.zeros(1)},
         aliases={},
     )
     assert Exchange(store, run_id).publish(draft)

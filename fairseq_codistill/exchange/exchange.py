@@ -231,14 +231,12 @@ class Exchange:
 
         Only the group's one writer may call this.
         """
-        removed = []
-        for above in self.candidates(group):
-            if above <= update:
-                break
-            if self._own_manifest(group, above) is not None:
-                self._delete(group, above)
-                removed.append(above)
-        return removed
+        above = [u for u in self.candidates(group) if u > update]
+        own = [u for u in above if self._own_manifest(group, u) is not None]
+        # The newest last: a peer that has it would take the next one for a new one.
+        for old in reversed(own):
+            self._delete(group, old)
+        return own
 
     def sweep(self, group: int) -> None:
         """Delete what a killed process of the group left half-written.
