@@ -6,9 +6,12 @@ n-grams as numpy arrays, in the state of its meters.  All of these are plain dat
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def allowed() -> list[Any]:
@@ -24,3 +27,17 @@ def allowed() -> list[Any]:
         np.dtype,
         *[type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float32", "float64")],
     ]
+
+
+@contextmanager
+def allowing(kinds: Sequence[Any]) -> Iterator[None]:
+    """Let torch's restricted unpickler know more for a while, and leave its list as it was.
+
+    ``torch.serialization.safe_globals`` alone would remove what was in the list before.
+    """
+    before = torch.serialization.get_safe_globals()
+    try:
+        with torch.serialization.safe_globals(list(kinds)):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(before)

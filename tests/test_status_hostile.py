@@ -60,7 +60,9 @@ def say(folder: Path, group: int = 0, **fields: object) -> None:
 
 def publish(folder: Path, run_id: str, group: int, update: int) -> None:
     fields = {"seed": group, "epoch": 2, "dtype": "float32", "vocabulary": "v", "model": {}}
-    draft = Draft(group=group, update=update, tensors={"weight": torch.zeros(1)}, aliases={}, **fields)
+    draft = Draft(
+        group=group, update=update, tensors={"weight": torch.zeros(1)}, aliases={}, **fields
+    )
     assert Exchange(Store(str(folder)), run_id).publish(draft)
 
 

@@ -31,7 +31,7 @@ ALPHA = ["--codistill-alpha", "0.7", "--codistill-alpha-schedule", "constant"]
 
 @pytest.fixture(autouse=True)
 def safe_globals():
-    """What importing the task registers, and what ``torch.serialization.safe_globals`` removes."""
+    """What importing the task registers, whatever another test has removed."""
     _safe_globals.register()
 
 

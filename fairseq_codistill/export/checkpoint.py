@@ -110,7 +110,7 @@ def _load(path: Path) -> Any:
             f"CHECKPOINT {path} is torn, no checkpoint, or cannot be read; give another one"
         )
     # Allowed for this one load.
-    with torch.serialization.safe_globals(plain.allowed()):
+    with plain.allowing(plain.allowed()):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         # A whole archive may hold any pickle.  torch interprets it, and lets out whatever error a

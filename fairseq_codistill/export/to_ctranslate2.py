@@ -11,6 +11,7 @@ import torch
 from fairseq.data import Dictionary, data_utils
 from torch import Tensor
 
+from fairseq_codistill import plain
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.export import outputs, stock
 from fairseq_codistill.export.checkpoint import STOCK_TASK, items, namespace
@@ -42,7 +43,7 @@ def convert(trained: Trained, options: Options, new: Path) -> None:
     what = f"CHECKPOINT {options.checkpoint}: CTranslate2"
     try:
         # It wants the settings as attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with plain.allowing([argparse.Namespace]):
             ctranslate2.converters.FairseqConverter(
                 str(copy), str(options.data), source_lang=source, target_lang=target
             ).convert(str(new))
