@@ -153,12 +153,11 @@ def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
 
     def refresh(update: int) -> tuple[float, float, float]:
         """Stand at boundaries until the peer is refreshed: the swap, the rest, the time between."""
-        before = side.take_changes()
+        side.note_logged()
         longest, start = 0.0, time.perf_counter()
         while True:
             seconds = seconds_of(lambda: side.at_boundary(update, 1))
-            before = side.take_changes()
-            if before["first_seen"] or before["refreshed"]:
+            if side.changes["first_seen"] or side.changes["refreshed"]:
                 return seconds, longest, time.perf_counter() - start
             longest = max(longest, seconds)
             time.sleep(0.02)

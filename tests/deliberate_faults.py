@@ -911,8 +911,8 @@ FAULTS = [
     Fault(
         "stall-not-divided-by-the-workers",
         CRITERION,
-        "codistillation.take_stall() / codistillation.workers.size",
-        "codistillation.take_stall()",
+        'total("codistill_stall") / batches',
+        'total("codistill_stall")',
         ("test_criterion_log",),
     ),
     Fault(
@@ -944,10 +944,31 @@ FAULTS = [
         ("test_criterion_log",),
     ),
     Fault(
+        "what-is-lost-with-an-overflow-is-not-logged",
+        CRITERION,
+        "            times = workers.size",
+        "            codistillation.note_logged()\n            times = workers.size",
+        ("test_adapter",),
+    ),
+    Fault(
+        "validation-takes-what-training-has-counted",
+        "fairseq_codistill/tasks/codistill_translation.py",
+        "self.codistillation is not None and training:",
+        "self.codistillation is not None:",
+        ("test_adapter",),
+    ),
+    Fault(
+        "updates-that-ask-no-peer-tell-of-peers",
+        "fairseq_codistill/codistillation/seam.py",
+        "len(side.peers) if side.weight or side.alpha == 0 else None",
+        "len(side.peers)",
+        ("test_criterion_log", "test_adapter"),
+    ),
+    Fault(
         "changes-are-counted-by-every-worker",
         CRITERION,
-        "count if leads else 0",
-        "count",
+        "times = workers.size if workers.leader else 0",
+        "times = workers.size",
         ("test_criterion_log",),
     ),
     Fault(

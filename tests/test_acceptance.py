@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness import CODISTILL, eventually, train
-from test_codistillation import both_at, join, quick_look  # noqa: F401 - fixtures
+from test_codistillation import both_at, join, logged, quick_look  # noqa: F401 - fixtures
 
 from fairseq_codistill.codistillation import acceptance
 from fairseq_codistill.codistillation.acceptance import Acceptance, objection
@@ -229,7 +229,7 @@ def test_in_async_mode_a_diverged_peer_does_not_count_until_its_next_snapshot(jo
     sides[0].at_boundary(5, 1)
     assert sides[0].peers == []
     assert sides[0].staleness is None
-    assert sides[0].take_changes()["rejected"] == 1
+    assert logged(sides[0])["rejected"] == 1
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert line.startswith("peer 1 left out: with its snapshot of update 4 its logits are")
     assert line.endswith("from update 5 on, until its next snapshot")
@@ -238,7 +238,7 @@ def test_in_async_mode_a_diverged_peer_does_not_count_until_its_next_snapshot(jo
     assert torch.allclose(term(), sound, rtol=1e-3)
     sides[0].at_boundary(7, 1)
     assert [peer.group for peer in sides[0].peers] == [1]
-    assert sides[0].take_changes()["rejected"] == 0
+    assert sides[0].changes["rejected"] == 0
 
 
 def test_a_worker_that_cannot_load_a_snapshot_votes_all_the_same(join, monkeypatch):  # noqa: F811

@@ -10,6 +10,7 @@ import torch
 from fairseq import options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import ModuleProxyWrapper
+from fairseq.logging import metrics
 from harness import CODISTILL, MODEL, SETTINGS, TINY, eventually
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -120,6 +121,48 @@ def groups(corpus, tmp_path):
     yield make
     for student in made:
         student.task.codistillation.abandon()
+
+
+def logged_by(student):
+    """What an update logs of peers: (first seen, staleness, live peers)."""
+    with metrics.aggregate() as meters:
+        _, _, output = student.task.train_step(
+            student.sample, student.model, student.criterion, Unstepped(), update_num=50
+        )
+        student.task.reduce_metrics([output], student.criterion)
+    said = meters.get_smoothed_values()
+    names = ("codistill_first_seen", "codistill_staleness", "codistill_peers")
+    return tuple(said.get(name) for name in names)
+
+
+class Unstepped:
+    """An optimizer as far as a batch needs it."""
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def test_what_an_update_that_comes_to_nothing_has_counted_is_logged_with_the_next(groups):
+    student, _ = groups("--codistill-alpha", "1")
+    step = (student.sample, student.model, student.criterion, Unstepped())
+    # It overflows: fairseq makes no update and logs nothing.
+    student.task.train_step(*step, update_num=50)
+    assert logged_by(student) == (1, 10, 1)
+    # A validation is no update.
+    student.task.codistillation._changes["first_seen"] += 1
+    student.task.valid_step(student.sample, student.model, student.criterion)
+    with metrics.aggregate():
+        output = {"loss": 1.0, "nll_loss": 1.0, "ntokens": 1, "nsentences": 1, "sample_size": 1}
+        student.task.reduce_metrics([output], student.criterion)
+    student.model.train()
+    assert logged_by(student) == (1, 10, 1)
+    assert logged_by(student) == (0, 10, 1)
+
+
+def test_with_every_kth_update_the_others_tell_nothing_of_peers(groups):
+    student, _ = groups("--codistill-alpha", "1", "--codistill-every", "7")
+    assert 50 % 7
+    assert logged_by(student) == (1, None, None)
 
 
 FORMS = {

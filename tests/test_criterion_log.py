@@ -128,16 +128,28 @@ def test_the_stall_is_that_of_a_worker_and_not_their_sum():
         worker.side._stall = seconds
         logs.append(worker.criterion(worker.model, SAMPLE)[2])
     assert reduced(*logs)["codistill_stall"] == pytest.approx(2.0)
-    # It has been told, and is not told again with the next micro-batch.
+    # Once more with the next micro-batch, which may be the only one that comes to something.
     again = [worker.criterion(worker.model, SAMPLE)[2] for worker in workers]
-    assert reduced(*again)["codistill_stall"] == 0
+    assert reduced(*again)["codistill_stall"] == pytest.approx(2.0)
+    assert reduced(*logs, *again)["codistill_stall"] == pytest.approx(2.0)
 
 
 def test_what_happens_to_a_group_is_counted_once_and_not_by_every_worker():
     workers = [Worker(rank, size=3) for rank in range(3)]
     for worker in workers:
         worker.side._changes["refreshed"] += 2
-    assert reduced(*(worker.log() for worker in workers))["codistill_refreshed"] == 2
+    logs = [worker.log() for worker in workers for _ in range(2)]
+    assert reduced(*logs)["codistill_refreshed"] == 2
+    # Of a batch for which there is no memory nothing is logged.
+    assert reduced(*logs[::2])["codistill_refreshed"] == 2
+
+
+def test_an_update_that_asks_no_peer_tells_nothing_of_peers():
+    worker = Worker(codistill_every=3)
+    asked, *others = [worker.log(update) for update in (3, 4, 5)]
+    assert reduced(asked)["codistill_peers"] == 1
+    assert not [key for log in others for key in reduced(log) if key == "codistill_peers"]
+    assert reduced(asked, *others)["codistill_peers"] == 1
 
 
 def test_the_mean_divergence_is_over_the_batches_that_had_a_peer():

@@ -88,6 +88,21 @@ def test_numbers_are_per_what_the_runs_count(written, tmp_path, capsys):
     assert rates(text, "words/s")[:2] == ["100", "100"]
 
 
+def test_the_training_loss_is_per_sentence_if_it_is_divided_by_sentences(tmp_path, capsys):
+    for name, average, lr in (("by-sentence", "True", "0.1"), ("by-token", "False", "0.2")):
+        writer = Writer().start(lr=lr)
+        writer.lines[0] = writer.lines[0].replace("'lr':", f"'sentence_avg': {average}, 'lr':")
+        for update in (10, 20, 30):
+            writer.inner(update, loss=50, nll_loss=4).valid(update, loss=50, nll_loss=4)
+        writer.to(tmp_path / name / "log.txt")
+    report(capsys, tmp_path / "by-sentence", "--out", tmp_path / "one")
+    report(capsys, tmp_path / "by-sentence", tmp_path / "by-token", "--out", tmp_path / "both")
+    one, both = ((tmp_path / name / "report.md").read_text() for name in ("one", "both"))
+    assert "Training loss, bits per sentence, (cross-entropy" in one
+    assert "Training NLL, bits per token (NLL" in one
+    assert "Training loss, bits per token or sentence, (cross-entropy" in both
+
+
 def rates(text: str, column: str) -> list[str]:
     """What the first table has in a column."""
     lines = text.split("\n\n")[1].splitlines()

@@ -242,3 +242,31 @@ def test_the_help_names_every_setting(capsys):
     flags = set(re.findall(r"--[a-z0-9-]+", said))
     names = {f"--{name.replace('_', '-')}" for name in vars(VisionConfig())}
     assert names <= flags
+
+
+def test_the_time_that_a_resumed_run_has_taken_goes_on(data, tmp_path):
+    train(data, tmp_path, "--max-update", "2")
+    last = tmp_path / "checkpoint_last.pt"
+    state = torch.load(last, weights_only=True)
+    assert 0 < state["seconds"] < 600
+    torch.save(state | {"seconds": 5000.25}, last)
+    resumed = train(data, tmp_path, "--max-update", "4")
+    assert [5000 <= line["wall"] < 5600 for line in resumed.lines()] == [True, True]
+    # One of a version that did not keep it.
+    torch.save({key: value for key, value in state.items() if key != "seconds"}, last)
+    resumed = train(data, tmp_path, "--max-update", "4")
+    assert [line["wall"] < 600 for line in resumed.lines()] == [True, True]
+
+
+def test_updates_that_ask_no_peer_tell_nothing_of_peers(data, tmp_path):
+    flags = ["--codistill-num-groups", "2", "--codistill-mode", "async"]
+    flags += ["--codistill-dir", str(tmp_path / "exchange"), "--codistill-interval", "1"]
+    flags += ["--codistill-alpha", "1", "--max-update", "1"]
+    train(data, tmp_path / "b", *flags, "--codistill-group", "1", "--seed", "2")
+    flags += ["--codistill-every", "2", "--max-update", "30", "--epochs", "20"]
+    lines = train(data, tmp_path / "a", *flags, "--save-dir", str(tmp_path / "a")).lines()
+    ages = [line.get("codistill_staleness") for line in lines]
+    assert [age is None for age in ages] == [line.get("codistill_loss") is None for line in lines]
+    assert ages[1::2] == [None] * 15
+    assert ages[28] == 27
+    assert [line["codistill_peers"] for line in lines[28:]] == [1, 1]

@@ -7,7 +7,7 @@ from fairseq_codistill.codistillation.evidence import leave_evidence
 from fairseq_codistill.codistillation.membership import Group
 from fairseq_codistill.codistillation.peer import BuildModel, cuda_devices
 from fairseq_codistill.codistillation.predictions import PredictionExchange
-from fairseq_codistill.codistillation.seam import Seam
+from fairseq_codistill.codistillation.seam import Seam, peers_asked, staleness_asked
 from fairseq_codistill.codistillation.teacher import Teacher
 
 __all__ = [
@@ -23,4 +23,6 @@ __all__ = [
     "cuda_devices",
     "factored_is_cheaper",
     "leave_evidence",
+    "peers_asked",
+    "staleness_asked",
 ]

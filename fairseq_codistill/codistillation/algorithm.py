@@ -93,7 +93,7 @@ class Codistillation:
         )
         self._left_out = 0
         self._changes = dict.fromkeys(CHANGES, 0)
-        self._told = dict(self._changes)
+        self._logged = dict(self._changes)
 
         listens_to = config.listens_to()
         if config.codistill_topology != "all":
@@ -153,6 +153,11 @@ class Codistillation:
                 self._membership.memory.note_expected()
             live = self._live() if self.alpha > 0 else []
             self._membership.tell({p.group: p.update for p in live if p.update is not None})
+        self._changes["rejected"] = self._left_out
+        if self._reader is not None:
+            self._changes["rejected"] += self._reader.rejections
+        if self._membership is not None:
+            self._changes["skipped"] = self._membership.skipped
         self._stall += time.perf_counter() - start
         if not self._in_step:
             # Others of the group that come later, from saving a checkpoint for one, are no
@@ -280,19 +285,26 @@ class Codistillation:
                 raise
             return None if total is None else total / counted
 
-    def take_stall(self) -> float:
-        """Give the seconds the training thread has spent on the exchange since last asked."""
-        stall, self._stall = self._stall, 0.0
-        return stall
+    @property
+    def stall(self) -> float:
+        """Seconds that the training thread has spent on the exchange, and that are not logged."""
+        return self._stall
 
-    def take_changes(self) -> dict[str, int]:
-        """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
-        rejections = 0 if self._reader is None else self._reader.rejections
-        self._changes["rejected"] = rejections + self._left_out
-        self._changes["skipped"] = 0 if self._membership is None else self._membership.skipped
-        new = {kind: total - self._told[kind] for kind, total in self._changes.items()}
-        self._told = dict(self._changes)
-        return new
+    @property
+    def changes(self) -> dict[str, int]:
+        """How many changes of each kind of ``CHANGES`` there were that are not logged.
+
+        They are those up to the last boundary: all batches of an update see the same.
+        """
+        return {kind: total - self._logged[kind] for kind, total in self._changes.items()}
+
+    def note_logged(self) -> None:
+        """Note that ``stall`` and ``changes`` are logged.
+
+        Until then they stay: an update may come to nothing, and its log line with it.
+        """
+        self._stall = 0.0
+        self._logged = dict(self._changes)
 
     def _live(self) -> list[Peer]:
         """Give the peers with a snapshot that is fresh enough, and not found to be of no use."""

@@ -135,14 +135,19 @@ class PredictionExchange:
     def abandon(self) -> None:
         """There is nothing to give up."""
 
-    def take_stall(self) -> float:
-        """Give the seconds spent in swapping logits since last asked.
+    @property
+    def stall(self) -> float:
+        """Seconds spent in swapping logits that are not logged.
 
         On a GPU the training thread goes on while they travel: there it is about 0.
         """
-        stall, self._stall = self._stall, 0.0
-        return stall
+        return self._stall
 
-    def take_changes(self) -> dict[str, int]:
+    @property
+    def changes(self) -> dict[str, int]:
         """Nothing can change: all peers are always there."""
         return dict.fromkeys(CHANGES, 0)
+
+    def note_logged(self) -> None:
+        """Note that ``stall`` is logged."""
+        self._stall = 0.0

@@ -52,8 +52,26 @@ class Seam(Protocol):
     def abandon(self) -> None:
         """End without having reached the end."""
 
-    def take_stall(self) -> float:
-        """Give the seconds the training thread has waited for others since last asked."""
+    @property
+    def stall(self) -> float:
+        """Seconds that the training thread has waited for others, and that are not logged."""
 
-    def take_changes(self) -> dict[str, int]:
-        """Give how many changes of each kind of ``CHANGES`` there were since last asked."""
+    @property
+    def changes(self) -> dict[str, int]:
+        """How many changes of each kind of ``CHANGES`` there were that are not logged."""
+
+    def note_logged(self) -> None:
+        """Note that ``stall`` and ``changes`` are logged."""
+
+
+def peers_asked(side: Seam) -> int | None:
+    """Return how many peers and teachers are asked in this update.
+
+    None if their turn has not come, with ``--codistill-every``: that says nothing of how many live.
+    """
+    return len(side.peers) if side.weight or side.alpha == 0 else None
+
+
+def staleness_asked(side: Seam) -> float | None:
+    """Return the mean age, in updates, of the peers that are asked in this update; None if none."""
+    return side.staleness if side.weight else None

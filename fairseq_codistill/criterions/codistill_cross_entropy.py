@@ -14,7 +14,13 @@ from omegaconf import II
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairseq_codistill.codistillation import CHANGES, Codistillation, ConfigError
+from fairseq_codistill.codistillation import (
+    CHANGES,
+    Codistillation,
+    ConfigError,
+    peers_asked,
+    staleness_asked,
+)
 from fairseq_codistill.criterions import _hidden
 from fairseq_codistill.criterions._rows import rows_by_settings
 from fairseq_codistill.objective import Hidden, fused_cross_entropy
@@ -32,7 +38,10 @@ class CodistillCrossEntropyConfig(FairseqDataclass):
 
     label_smoothing: float = field(
         default=0.0,
-        metadata={"help": "epsilon for label smoothing; codistillation regularises without it"},
+        metadata={
+            "help": "epsilon for label smoothing, spread over the other tokens (torch: over all); "
+            "codistillation regularises without it"
+        },
     )
     sentence_avg: bool = II("optimization.sentence_avg")
 
@@ -117,22 +126,27 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
-            live, staleness = divergence is not None, codistillation.staleness
+            live = divergence is not None
+            peers, staleness = peers_asked(codistillation), staleness_asked(codistillation)
             logging_output |= {
                 "codistill_loss": loss.new_zeros(()) if divergence is None else divergence.data,
                 "codistill_tokens": sample["ntokens"] if live else 0,
                 "codistill_alpha": codistillation.alpha,
-                "codistill_peers": len(codistillation.peers),
+                "codistill_peers": peers or 0,
+                "codistill_asks": int(peers is not None),
                 "codistill_staleness": staleness or 0.0,
                 "codistill_aged": int(staleness is not None),
                 "codistill_live": int(live),
-                "codistill_stall": codistillation.take_stall() / codistillation.workers.size,
+                "codistill_stall": codistillation.stall,
                 "codistill_batches": 1,
             }
-            # A group's changes are its leader's: the other workers see the same.
-            leads = codistillation.workers.leader
-            for change, count in codistillation.take_changes().items():
-                logging_output[f"codistill_{change}"] = count if leads else 0
+            # What is not logged yet, once more in each batch, of which any may come to nothing:
+            # ``reduce_metrics`` takes the mean, and then the task notes that it is logged.  A
+            # group's changes are its leader's: the other workers see the same.
+            workers = codistillation.workers
+            times = workers.size if workers.leader else 0
+            for change, count in codistillation.changes.items():
+                logging_output[f"codistill_{change}"] = times * count
         logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
 
@@ -279,10 +293,13 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         # Weight 0: a meter then shows the newest value, not a mean over the log interval.  Large
         # gammas begin with alphas of which fewer digits would leave nothing.
         metrics.log_scalar("codistill_alpha", total("codistill_alpha") / batches, 0, round=12)
-        metrics.log_scalar("codistill_peers", total("codistill_peers") / batches, 0, round=1)
-        metrics.log_scalar_sum("codistill_stall", total("codistill_stall"), round=3)
+        if total("codistill_asks") > 0:
+            peers = total("codistill_peers") / total("codistill_asks")
+            metrics.log_scalar("codistill_peers", peers, 0, round=1)
+        metrics.log_scalar_sum("codistill_stall", total("codistill_stall") / batches, round=3)
         for change in CHANGES:
-            metrics.log_scalar_sum(f"codistill_{change}", total(f"codistill_{change}"), round=0)
+            count = total(f"codistill_{change}") / batches
+            metrics.log_scalar_sum(f"codistill_{change}", count, round=0)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -61,6 +61,16 @@ def counted(labels: Sequence[Label]) -> str:
     return "image" if all(images) else "token or image" if any(images) else "token"
 
 
+def divided_by(labels: Sequence[Label]) -> str:
+    """Return what the training loss is divided by: with --sentence-avg, sentences."""
+    each = counted(labels)
+    models = [model for label in labels for model in label.models]
+    by_sentence = [model.settings.get("sentence_avg") == "True" for model in models]
+    if by_sentence and all(by_sentence):
+        return "sentence"
+    return f"{each} or sentence" if any(by_sentence) else each
+
+
 def group(runs: Sequence[Run], named: Sequence[tuple[str, Sequence[Run]]]) -> list[Label]:
     """Put runs that differ in their seed only into one line.
 

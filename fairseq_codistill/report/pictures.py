@@ -10,7 +10,7 @@ import numpy as np
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.report import plots, series, wording
 from fairseq_codistill.report.content import Picture
-from fairseq_codistill.report.labels import Label, counted
+from fairseq_codistill.report.labels import Label, counted, divided_by
 from fairseq_codistill.report.series import Band, Curve
 
 # A training curve is drawn as its running mean over this share of all updates, and three lines.
@@ -27,7 +27,8 @@ class Plot:
         file: the picture's, without its ending.
         quantity: what it shows.
         title: above it.
-        unit: along its axis, with {each} for what is counted.
+        unit: along its axis, with {each} for what is counted, and {divided_by} for what the
+            training loss is divided by.
         digits: how to write a value.
         smooth: draw running means.
         cut: leave the high values of the beginning out.
@@ -72,7 +73,7 @@ PLOTS = (
     Plot("train_nll", "train_nll", "Training NLL", _NLL, ".3f", smooth=True, cut=True),
     Plot(
         *("train_loss", "train_loss", "Training loss"),
-        *("bits per {each}, (cross-entropy + α D) / ln 2", ".3f"),
+        *("bits per {divided_by}, (cross-entropy + α D) / ln 2", ".3f"),
         smooth=True,
         cut=True,
     ),
@@ -127,7 +128,7 @@ def _picture(plot: Plot, labels: Sequence[Label]) -> tuple[Picture | None, list[
         lines.append(plots.Series(label.name, band, place, not label.codistilled))
     if not lines:
         return None, notes
-    unit = plot.unit.format(each=counted(labels))
+    unit = plot.unit.format(each=counted(labels), divided_by=divided_by(labels))
     if plot.second_half and not any(len(one.band.updates) > 2 for one in lines):
         return None, []
     if plot.rows:

@@ -227,6 +227,16 @@ class CodistillTranslationTask(TranslationTask):
         with errors_as_sentences():
             return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: nn.Module) -> None:
+        """Log an update or a validation.
+
+        fairseq calls this for updates that were made, and not for those that overflowed.
+        """
+        super().reduce_metrics(logging_outputs, criterion)
+        training = any(log.get("codistill_batches", 0) for log in logging_outputs)
+        if self.codistillation is not None and training:
+            self.codistillation.note_logged()
+
     def _join(self, model: nn.Module, settings: CodistillationConfig) -> None:
         assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
         own_cfg = self._model_cfg

@@ -55,6 +55,7 @@ class Checkpoint:
         best: the highest top-1 in validation so far, in percent; None before the first.
         logged: sums for log lines that are yet to come.
         settings: the command's, for people.
+        seconds: what the run has taken so far, in all its starts.
     """
 
     update: int
@@ -67,6 +68,7 @@ class Checkpoint:
     best: float | None = None
     logged: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def _at_once() -> None:

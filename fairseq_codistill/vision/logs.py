@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairseq_codistill.codistillation import CHANGES, ConfigError, Seam
+from fairseq_codistill.codistillation import CHANGES, ConfigError, Seam, staleness_asked
 from fairseq_codistill.vision.evaluate import Score
 from fairseq_codistill.vision.settings import VisionConfig, as_plain
 from fairseq_codistill.vision.world import World
@@ -74,13 +74,14 @@ class Sums:
         self._on_host["updates"] += 1
         if codistillation is None:
             return
-        staleness = codistillation.staleness
+        staleness = staleness_asked(codistillation)
         self._on_host["aged"] += staleness is not None
         self._on_host["staleness"] += staleness or 0.0
-        self._on_host["stall"] += codistillation.take_stall()
+        self._on_host["stall"] += codistillation.stall
         # A group's changes are its leader's: the other workers see the same.
-        for change, count in codistillation.take_changes().items():
+        for change, count in codistillation.changes.items():
             self._on_host[change] += count if self._world.leader else 0
+        codistillation.note_logged()
 
     def total(self) -> Values:
         """Give the sums over all workers, and begin anew.  A collective."""
@@ -163,15 +164,16 @@ class Log:
     Args:
         config: settings.
         leader: whether this worker is to say anything.
+        before: seconds that the run has taken in earlier starts.
 
     Raises:
         ConfigError: if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, config: VisionConfig, leader: bool) -> None:
+    def __init__(self, config: VisionConfig, leader: bool, before: float = 0.0) -> None:
         self._leader = leader
         self._json = config.log_format == "json"
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - before
         self._writers: dict[str, Any] = {}
         self._folder = config.tensorboard_logdir if leader else None
         self._bar = leader and sys.stderr.isatty()
@@ -208,7 +210,7 @@ class Log:
             steps: updates of the epoch.
             values: of the updates since the last such line.
         """
-        values = {**values, "num_updates": update, "wall": self._wall()}
+        values = {**values, "num_updates": update, "wall": round(self.seconds)}
         if self._json:
             line = _json({"epoch": epoch, "update": round(epoch - 1 + step / steps, 3)}, values)
         else:
@@ -218,7 +220,7 @@ class Log:
 
     def epoch(self, kind: str, update: int, epoch: int, values: Values) -> None:
         """Write a line for an epoch, of training or validation."""
-        values = {**values, "num_updates": update, "wall": self._wall()}
+        values = {**values, "num_updates": update, "wall": round(self.seconds)}
         if self._json:
             line = _json({"epoch": epoch}, {f"{kind}_{k}": v for k, v in values.items()})
         else:
@@ -253,8 +255,10 @@ class Log:
                 writer.add_scalar(name, value, update)
             writer.flush()
 
-    def _wall(self) -> float:
-        return round(time.perf_counter() - self._start)
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, in all its starts."""
+        return time.perf_counter() - self._start
 
 
 def of_score(score: Score, best: float | None = None) -> Values:

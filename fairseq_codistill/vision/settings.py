@@ -72,7 +72,9 @@ class VisionConfig(CodistillationConfig):
     max_update: Optional[int] = _flag(None, "stop after so many updates; schedules do not change")
     batch_size: int = _flag(32, "images of each worker in a forward pass")
     update_freq: int = _flag(1, "forward passes whose gradients make one update")
-    label_smoothing: float = _flag(0.0, "of the training loss")
+    label_smoothing: float = _flag(
+        0.0, "epsilon of the training loss, spread over all classes (fairseq: over the others)"
+    )
     lr: float = _flag(0.1, "learning rate after the warm-up; see --lr-batch")
     lr_batch: int = _flag(
         0, "--lr is for this many images an update, and in proportion for others; 0: as it is"

@@ -21,6 +21,7 @@ from fairseq_codistill.codistillation import (
     ConfigError,
     Seam,
     leave_evidence,
+    peers_asked,
 )
 from fairseq_codistill.vision import checkpoint, data, logs, models, plan
 from fairseq_codistill.vision.checkpoint import Checkpoint
@@ -81,6 +82,9 @@ class Trainer:
         self._decay = config.weight_decays()
         self._update = 0
         self._best: float | None = None
+        self._seconds = 0.0
+        # When they were last asked.
+        self._peers: int | None = None
         self._meters = logs.Meters(world, codistils=config.codistils)
         self._folder = Path(config.save_dir)
         self._resumed_from = self._resume()
@@ -90,7 +94,7 @@ class Trainer:
         self._teachers = load_teachers(
             config, self._folders, self._model, self._described, self._format
         )
-        self._log = logs.Log(config, world.leader)
+        self._log = logs.Log(config, world.leader, self._seconds)
 
     def run(self) -> None:
         """Train to the end.
@@ -193,6 +197,8 @@ class Trainer:
         torch.manual_seed(seed(Use.UPDATE, self._config.seed, update, self._world.rank))
         if codistillation is not None:
             codistillation.at_boundary(update, epoch)
+            asked = peers_asked(codistillation)
+            self._peers = self._peers if asked is None else asked
         self._set_schedules(update)
         self._optimizer.zero_grad()
         freq = self._config.update_freq
@@ -254,7 +260,8 @@ class Trainer:
             values["loss_scale"] = self._scaler.get_scale()
         if codistillation is not None:
             values["codistill_alpha"] = codistillation.alpha
-            values["codistill_peers"] = len(codistillation.peers)
+            if self._peers is not None:
+                values["codistill_peers"] = self._peers
         return values
 
     def _evaluate(self, loader: Any) -> Score:
@@ -285,6 +292,7 @@ class Trainer:
             best=self._best,
             logged=logged,
             settings=as_plain(self._config),
+            seconds=self._log.seconds,
         )
         if not self._world.leader:
             return
@@ -317,7 +325,7 @@ class Trainer:
         self._optimizer.load_state_dict(state.optimizer)
         if state.scaler:
             self._scaler.load_state_dict(state.scaler)
-        self._update, self._best = state.update, state.best
+        self._update, self._best, self._seconds = state.update, state.best, state.seconds
         if self._world.leader:
             # Its sums are those of all workers.
             self._meters.restore(state.logged)
