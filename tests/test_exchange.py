@@ -181,6 +181,22 @@ def test_tensors_without_a_manifest_are_no_snapshot_and_are_swept(exchange, read
     assert sorted(os.listdir(tmp_path / "group-1")) == [p.name for p in paths(tmp_path, 5)[::-1]]
 
 
+def test_what_a_group_starts_anew_without_is_removed_the_newest_last(exchange, reader, monkeypatch):
+    for update in (5, 30, 200, 1000):
+        exchange.publish(draft(update))
+    seen, delete = [], Store.delete
+
+    def watched(self, name):
+        # What a peer would take that has the newest one.
+        seen.append(reader.newest(1, above=1000))
+        delete(self, name)
+
+    monkeypatch.setattr(Store, "delete", watched)
+    assert exchange.remove_above(1, 5) == [1000, 200, 30]
+    assert seen[:-1] == [None] * 5
+    assert exchange.updates(1) == [5]
+
+
 def test_files_of_another_run_are_never_used_and_give_way(exchange, reader, tmp_path):
     other = Exchange(Store(str(tmp_path)), "other run")
     other.publish(draft(10, tensors=state(3)))
