@@ -823,6 +823,8 @@ def test_async_publishes_nothing_that_is_not_finite_and_counts_it(join, tmp_path
         side.at_boundary(update, 1)
         assert publisher.wait(timeout=60)
     assert published(tmp_path, 1) == [1]
+    # Counted from the next boundary on.
+    side.at_boundary(3, 1)
     assert side.changes["skipped"] == 2
     side.finish(4)
     assert published(tmp_path, 1) == [1]
