@@ -1,6 +1,7 @@
 """How fast a group goes on while another one dies and is restarted, in parts of a calm run.
 
 python benchmarks/throughput_kept.py --pairs 5
+python benchmarks/throughput_kept.py --phases 20
 
 Two groups on CPU under `codistill launch`, each on a core of its own.  In one run of a pair group 1
 is hit every few seconds: killed with all its processes, its newest snapshot damaged, its log
@@ -12,6 +13,11 @@ time begins when both groups have made a tenth of their updates and group 0 has 
 when group 0 has made 95 % of them; the faults last from then to then.  Of group 1, what counts is
 how far it is at the end of that time: its restarts, and the updates that it makes a second time,
 are included.  launch may run on any core, this script on that of group 1.
+
+Where the machine is not this script's alone, runs that follow each other differ by what its other
+tenants do.  With ``--phases N`` there is one run, in which N phases with faults alternate with
+N + 1 calm ones: what group 0 keeps in a phase with faults is in parts of the mean of the two calm
+ones beside it.  Each phase begins once both groups make updates.
 """
 
 from __future__ import annotations
@@ -20,9 +26,11 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,7 +60,7 @@ TRAINING = f"""
 # In this order, again and again.
 FAULTS = ("kill", "damage", "kill", "log", "kill", "away")
 AWAY_SECONDS = 3.0
-PATIENCE_SECONDS = 1800.0
+PATIENCE_SECONDS = 3600.0
 
 PIN = """#!{python} -IS
 import os, sys
@@ -77,6 +85,21 @@ class Measured:
     rates: list[float]
     faults: list[str]
     restarts: int
+
+
+@dataclasses.dataclass
+class Phase:
+    """What a phase of a run showed.
+
+    Attributes:
+        rate: updates a second of group 0, from its first to its last in the phase.
+        calm: whether it was one without faults.
+        faults: in order.
+    """
+
+    rate: float
+    calm: bool
+    faults: list[str]
 
 
 def write_pinned(folder: Path, cores: Sequence[int]) -> Path:
@@ -164,6 +187,32 @@ class Run:
         rates = [self._rate(group, begin, end) for group in GROUPS]
         starts = self._watch.of(HIT, "start", since=begin)
         return Measured(end - begin, rates, faults, sum(start.time <= end for start in starts))
+
+    def alternate(self, phases: int, seconds: float, every: float) -> list[Phase]:
+        """Measure calm phases and phases with faults in turns; calm ones first and last."""
+        self._wait(lambda: all(self._watch.update(group) >= 2 * INTERVAL for group in GROUPS))
+        self._wait(lambda: bool(self._watch.of(0, "swap")))
+        self._check_cores()
+        kinds = itertools.cycle(FAULTS)
+        found = []
+        for number in range(2 * phases + 1):
+            calm = number % 2 == 0
+            # After its last restart group 1 loads libraries and data first.
+            since = time.monotonic()
+            self._wait(lambda since=since: bool(self._watch.of(HIT, "update", since=since)))
+            begin = due = time.monotonic()
+            faults = []
+            while (now := time.monotonic()) < begin + seconds:
+                self._check()
+                if not calm and now >= due:
+                    due += every
+                    faults.append(self._do(next(kinds)))
+                time.sleep(0.02)
+            made = [event.time for event in self._watch.of(0, "update", since=begin)]
+            rate = (len(made) - 1) / (made[-1] - made[0])
+            found.append(Phase(rate, calm, faults))
+            print(f"{'calm' if calm else 'faults'}: {rate:.2f} updates/s of group 0", flush=True)
+        return found
 
     def _rate(self, group: int, begin: float, end: float) -> float:
         start, reached = self._watch.update(group, begin), self._watch.update(group, end)
@@ -282,6 +331,46 @@ def say(row: measure.Row) -> None:
 KEPT = ("group 0", "group 1", "both")
 
 
+def kept_in_phases(phases: Sequence[Phase]) -> list[float]:
+    """Return what group 0 keeps in each phase with faults, in percent of those beside it."""
+    rates = [phase.rate for phase in phases]
+    return [
+        100 * rates[i] / statistics.fmean((rates[i - 1], rates[i + 1]))
+        for i in range(1, len(rates), 2)
+    ]
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return a 95 % confidence interval of the median, from order statistics alone.
+
+    Of n values the k-th smallest and the k-th largest enclose the median with a probability of
+    1 - 2 P(Binomial(n, 1/2) < k); with fewer than 6 values none do with 95 %, and it is the range.
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 0.0, 0
+    while below + math.comb(n, k) / 2**n <= 0.025:
+        below += math.comb(n, k) / 2**n
+        k += 1
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]
+
+
+def say_phases(phases: Sequence[Phase]) -> None:
+    """Print what a run with phases showed."""
+    kept = kept_in_phases(phases)
+    low, high = median_interval(kept)
+    print(
+        f"group 0 kept: {measure.spread(kept, 1)} % of its updates a second over {len(kept)} "
+        f"phases with faults; 95 % interval of the median {low:.1f} to {high:.1f} %"
+    )
+    calm = [phase.rate for phase in phases if phase.calm]
+    steps = [100 * abs(b / a - 1) for a, b in itertools.pairwise(calm)]
+    print(
+        f"calm phases: {measure.spread(calm)} updates/s; from one to the next "
+        f"{measure.spread(steps, 1)} % apart"
+    )
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -293,6 +382,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--every", type=float, default=7.0, help="seconds between faults (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--phases", type=measure.count, help="with faults, in one run, in place of pairs of runs"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="of a phase (default: %(default)s)"
     )
     parser.add_argument("--cores", type=int, nargs=2, help="of groups 0 and 1 (default: the first)")
     parser.add_argument("--seed", type=int, default=1)
@@ -318,6 +413,12 @@ def main() -> None:
             out = options.out.absolute()
         corpus = conftest.write_corpus(out / "corpus", pairs=10000)
         path = f"{write_pinned(out / 'bin', cores)}{os.pathsep}{os.environ['PATH']}"
+        if options.phases is not None:
+            with training(corpus, out / "phases", path, cores, 10**6, options.seed) as run:
+                phases = run.alternate(options.phases, options.seconds, options.every)
+            say_phases(phases)
+            measure.write(options.json, [dataclasses.asdict(phase) for phase in phases])
+            return
         rows = []
         for number in range(options.pairs):
             rows.append(row_of(number, pair(corpus, out, path, cores, options, number)))

@@ -29,7 +29,7 @@ HELP = {
     ("stall", "quickstart"): ["--data", "--updates", "--runs", "--json"],
     ("stall", "large"): ["--rounds", "--dtype", "--folder", "--json"],
     ("step_time",): ["--sizes", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
-    ("throughput_kept",): ["--pairs", "--updates", "--every", "--cores", "--json"],
+    ("throughput_kept",): ["--pairs", "--phases", "--updates", "--every", "--cores", "--json"],
 }
 
 
@@ -145,3 +145,34 @@ def test_a_pair_of_short_runs_tells_what_throughput_is_kept(run, tmp_path, capsy
     for way, starts in (("calm", 1), ("hit", 2)):
         log = (out / f"pair-0-{way}" / "group-1" / "log.txt").read_text()
         assert log.count("| codistill.launch |") == starts
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_phases_with_faults_are_compared_with_the_calm_ones_beside_them(run, tmp_path, capsys):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    path = tmp_path / "figures.json"
+    run("throughput_kept", *"--phases 1 --seconds 4 --every 60".split(), "--json", path)
+    calm, hit, after = json.loads(path.read_text())["rows"]
+    assert [row["calm"] for row in (calm, hit, after)] == [True, False, True]
+    assert hit["faults"][0].startswith("killed at update ")
+    kept = 100 * hit["rate"] / ((calm["rate"] + after["rate"]) / 2)
+    assert f"group 0 kept: {kept:.1f} (" in capsys.readouterr().out
+
+
+def test_the_interval_of_a_median(run):
+    import throughput_kept
+
+    # Of 20 values the 6th and the 15th (published tables of the sign test); of few, the range.
+    assert throughput_kept.median_interval([*range(20, 0, -1)]) == (6, 15)
+    assert throughput_kept.median_interval([*range(1, 10)]) == (2, 8)
+    assert throughput_kept.median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_what_is_kept_in_phases(run):
+    import throughput_kept
+
+    rates = [10.0, 9.0, 20.0, 25.0, 30.0]
+    phases = [throughput_kept.Phase(rate, i % 2 == 0, []) for i, rate in enumerate(rates)]
+    assert throughput_kept.kept_in_phases(phases) == pytest.approx([60.0, 100.0])
