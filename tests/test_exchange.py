@@ -192,7 +192,8 @@ def test_what_a_group_starts_anew_without_is_removed_the_newest_last(exchange, r
         delete(self, name)
 
     monkeypatch.setattr(Store, "delete", watched)
-    assert exchange.remove_above(1, 5) == [1000, 200, 30]
+    assert [manifest.update for manifest in exchange.above(1, 5)] == [1000, 200, 30]
+    exchange.remove(1, [1000, 30, 200])
     assert seen[:-1] == [None] * 5
     assert exchange.updates(1) == [5]
 

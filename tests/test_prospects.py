@@ -44,10 +44,10 @@ def exchange(tmp_path):
     return Exchange(Store(str(tmp_path)), "run")
 
 
-def lockstep(exchange, timeout=60.0, own=None, workers=None, interval=10):
+def lockstep(exchange, timeout=60.0, own=None, workers=None, interval=10, start=None):
     looks = Reader(exchange, seed=1, vocabulary=VOCABULARY)
     workers = workers or Workers(timeout=10)
-    return LockstepSource(looks, workers, [1], interval, timeout, own)
+    return LockstepSource(looks, workers, [1], interval, timeout, own, start)
 
 
 @pytest.fixture
@@ -90,22 +90,44 @@ def test_a_peer_that_is_gone_is_waited_for_only_a_moment(exchange, peer, stops):
     assert "its snapshot of update 10 will not come" in said
 
 
-def test_a_peer_that_somebody_starts_again_is_waited_for(exchange, peer, monkeypatch):
-    source, gone = lockstep(exchange, timeout=2 * GONE), peer(7, returns=True)
+def test_a_peer_that_somebody_starts_again_is_waited_for(exchange, peer):
+    # As long as --codistill-timeout says, and no constant: a scheduler may take its time.
+    source, gone = lockstep(exchange, timeout=4 * GONE), peer(7, returns=True)
     gone.release(finished=False)
     with pytest.raises(ExchangeError, match=r"--codistill-timeout .*: no snapshot of peer 1"):
         source.take(10)
-    # Not for ever.
-    monkeypatch.setattr(prospects, "RETURN_SECONDS", GONE)
-    with pytest.raises(NeverComes, match="peer 1 has said at update 7 that it is gone"):
-        lockstep_again(exchange, source).take(10)
 
 
-def lockstep_again(exchange, source):
-    """A source that has seen what ``source`` has: the peer in its present life."""
-    again = lockstep(exchange)
-    again._prospects = source._prospects
-    return again
+@pytest.mark.parametrize("says", [{"failure": "it has diverged"}, {}])
+def test_a_peer_that_ended_for_good_before_this_process_began(exchange, peer, stops, says):
+    """Killed while it loaded, and started again: the peer's end is of the same start of the run."""
+    ended = peer(7, start="one", **says)
+    ended.release(finished=False)
+    said = stops(lockstep(exchange, start="one"))
+    assert said.startswith("peer 1 stops for good" if says else "peer 1 has said at update 7 that")
+
+
+@pytest.mark.parametrize("start", ["another", None])
+def test_what_a_peer_said_in_a_former_start_counts_for_nothing(exchange, peer, start):
+    ended = peer(7, start=start, failure="it had diverged")
+    ended.release(finished=False)
+    source = lockstep(exchange, timeout=2 * GONE, start="one")
+    with pytest.raises(ExchangeError, match=r"--codistill-timeout .*: no snapshot of peer 1"):
+        source.take(10)
+
+
+def test_what_could_not_be_read_at_first_is_of_a_former_start(exchange, peer, monkeypatch):
+    peer(10).release(finished=True)
+    read = Store.read
+
+    def fails(self, name, limit):
+        raise OSError("slow down")
+
+    monkeypatch.setattr(Store, "read", fails)
+    source = lockstep(exchange, timeout=2 * GONE)
+    monkeypatch.setattr(Store, "read", read)
+    with pytest.raises(ExchangeError, match=r"--codistill-timeout .*: no snapshot of peer 1"):
+        source.take(20)
 
 
 def test_a_peer_that_comes_back_in_time_is_used(exchange, peer, monkeypatch):
@@ -268,7 +290,7 @@ def test_what_does_not_fit_the_model_is_final_too(exchange):
     ("environ", "returns"),
     [
         ({}, False),
-        ({"CODISTILL_NONCE": "n"}, True),  # a batch file, which is requeued
+        ({"CODISTILL_NONCE": "n"}, False),  # a line of launch --print, by hand
         ({"CODISTILL_NONCE": "n", "CODISTILL_RESTARTS_LEFT": "1"}, True),
         ({"CODISTILL_NONCE": "n", "CODISTILL_RESTARTS_LEFT": "0"}, False),
     ],

@@ -135,9 +135,11 @@ class Acceptance:
     ) -> bool:
         """Return whether a live peer's output counts in this batch.
 
+        In lockstep this is a collective at a snapshot's first output: an update without a peer
+        would not be Algorithm 1's, and must not be made.
+
         Raises:
-            ExchangeError: in lockstep, if it is not finite.  One worker may raise alone: an update
-                without this peer would not be Algorithm 1's.
+            ExchangeError: in lockstep, on all workers, if it is not finite on one of them.
         """
         if self._new.get(peer.group) == _HAS_NOT_SEEN:
             try:
@@ -147,16 +149,20 @@ class Acceptance:
                     finite_alone=self._lockstep,
                 )
             except ValueError:
-                # It is the student that is sick, and the next batch may be another matter.
-                return True
+                # It is the student that is sick, and the next batch may be another matter.  In
+                # lockstep all workers vote on one batch.
+                if not self._lockstep:
+                    return True
+                found = None
             self._new[peer.group] = _ACCEPTS if found is None else _OBJECTS
             if found is not None:
                 self._objections[peer.group] = found
-                if self._lockstep:
-                    raise ExchangeError(
-                        f"the snapshot of peer {peer.group} at update {peer.update} cannot be "
-                        f"used: {found}; in lockstep there is no other"
-                    )
+            if self._lockstep and self._workers.least([self._new[peer.group]]) == [_OBJECTS]:
+                found = found or "another worker of this group objects to its output"
+                raise ExchangeError(
+                    f"the snapshot of peer {peer.group} at update {peer.update} cannot be "
+                    f"used: {found}; in lockstep there is no other"
+                )
         return peer.group not in self._objections
 
     def settle(self) -> dict[int, str | None]:

@@ -140,7 +140,8 @@ def _source(
     if config.codistill_mode == "lockstep":
         interval, timeout = config.codistill_interval, config.codistill_timeout
         own = membership or Led(reader.exchange, config.codistill_group)
-        return LockstepSource(reader, workers, peers, interval, timeout, own)
+        start = os.environ.get("CODISTILL_START") or None
+        return LockstepSource(reader, workers, peers, interval, timeout, own, start)
     return AsyncSource(reader, workers, peers)
 
 

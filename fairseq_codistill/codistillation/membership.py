@@ -24,6 +24,7 @@ from fairseq_codistill.exchange import (
     Draft,
     Exchange,
     ExchangeError,
+    Manifest,
     Presence,
     Publisher,
     Unpublishable,
@@ -273,6 +274,7 @@ class Membership:
             source_vocabulary=self._group.source_vocabulary,
             restarts=restarts,
             returns=_is_started_again(os.environ),
+            start=os.environ.get("CODISTILL_START") or None,
         )
         index = self._config.codistill_group
         return Presence(self._exchange.store, index, alive, self._progress)
@@ -335,8 +337,18 @@ class Membership:
         with self._clearing:
             if self._clear:
                 return
-            removed = self._exchange.remove_above(self._config.codistill_group, self._start)
+            found = self._exchange.above(self._config.codistill_group, self._start)
+            removed = [manifest.update for manifest in found if self._is_ours(manifest)]
+            self._exchange.remove(self._config.codistill_group, removed)
             self._clear = True
+        if len(removed) < len(found):
+            logger.error(
+                "the exchange has %d snapshot(s) of group %d of another training with the same "
+                "--codistill-run-id %s, up to update %d, with another seed or vocabulary: they are "
+                "left there, and peers use them; give this run an id of its own",
+                *(len(found) - len(removed), self._config.codistill_group),
+                *(self._config.codistill_run_id, found[0].update),
+            )
         if removed:
             logger.warning(
                 "removed %d snapshot(s) of this group above update %d, where it starts, up to "
@@ -344,6 +356,13 @@ class Membership:
                 "ones; if that was another run, give each a --codistill-run-id of its own",
                 *(len(removed), self._start, max(removed), self._config.codistill_run_id),
             )
+
+    def _is_ours(self, manifest: Manifest) -> bool:
+        """Whether a snapshot of this run and group may be of this very training."""
+        return (manifest.seed, manifest.vocabulary) == (
+            self._group.seed,
+            self._group.vocabulary,
+        ) and manifest.source_vocabulary in (None, self._group.source_vocabulary)
 
     def _try_to_clear_the_way(self) -> None:
         try:
@@ -430,10 +449,5 @@ class Membership:
 
 
 def _is_started_again(environ: Mapping[str, str]) -> bool:
-    """Whether whoever started this process will start it again, should it fail.
-
-    ``codistill launch`` says how often it will yet; others who name a process over its restarts,
-    such as the batch file for Slurm, are taken to.
-    """
-    left = environ.get("CODISTILL_RESTARTS_LEFT")
-    return left != "0" if left else bool(environ.get("CODISTILL_NONCE"))
+    """Whether whoever started this process will start it again, should it fail: they say so."""
+    return environ.get("CODISTILL_RESTARTS_LEFT", "0") not in ("", "0")

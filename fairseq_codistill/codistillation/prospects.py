@@ -1,9 +1,10 @@
 """Lockstep: whether a snapshot that a group waits for may still come.
 
-A group that was killed says nothing, and is waited for: it may be started again.  One that has said
-goodbye is waited for as long as a restart takes, if whoever started it starts it again; otherwise
-only for a moment, in case somebody does so by hand.  One that says that it ends for good is not
-waited for.
+A group that was killed says nothing, and is waited for: it may be started again.  So is one that
+has said goodbye, if whoever started it starts it again; otherwise only for a moment, in case
+somebody does so by hand.  One that says that it ends for good is not waited for.
+
+What a group has said in a former start of the run counts for nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fairseq_codistill.exchange import (
     SnapshotIncomplete,
     SnapshotMissing,
     SnapshotRejected,
+    may_have_alive,
     read_alive,
 )
 from fairseq_codistill.records import printable
@@ -25,9 +27,6 @@ from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
 
 # How long a group may be gone, or its rejected snapshot stay what it is, until that is final.
 GONE_SECONDS = 15.0
-
-# The same for a group that is started again: libraries and data are loaded first, and a checkpoint.
-RETURN_SECONDS = 600.0
 
 # Characters of what a peer gives as its reason.
 LONGEST_FAILURE = 400
@@ -71,13 +70,20 @@ class Prospects:
         exchange: of the run.
         peers: the groups listened to.
         interval: T, in updates.
+        start: names the common start of the groups that this one belongs to; None if it is not
+            known, as for groups that are started by hand.
     """
 
-    def __init__(self, exchange: Exchange, peers: Sequence[int], interval: int) -> None:
+    def __init__(
+        self, exchange: Exchange, peers: Sequence[int], interval: int, start: str | None = None
+    ) -> None:
         self._exchange = exchange
         self._interval = interval
-        # What peers last said in a former life of this run, before they too were started again.
-        self._former = {peer: read_alive(exchange.store, peer) for peer in peers}
+        self._start = start
+        # Of each peer, what it had said before this process began, once that could be read.
+        self._former: dict[int, Alive | None] = {}
+        for peer in peers:
+            self._note_former(peer)
         # Of each peer, what speaks against it, and since when.
         self._against: dict[int, tuple[Hashable, float]] = {}
 
@@ -93,7 +99,8 @@ class Prospects:
             NeverComes: if it will not.
         """
         alive = read_alive(self._exchange.store, peer)
-        if alive is None or alive == self._former[peer] or alive.run_id != self._exchange.run_id:
+        of_this_run = alive is not None and alive.run_id == self._exchange.run_id
+        if alive is None or not of_this_run or self._is_of_a_former_start(peer, alive):
             self._against.pop(peer, None)
             return
         if alive.finished and alive.update < update:
@@ -108,14 +115,15 @@ class Prospects:
         if rejection is not None and (alive.update >= update or not alive.running):
             # It has published that, and goes on or is gone: nobody will put another in its place.
             waited = self._lasts(peer, ("rejected", update, alive.running or alive.nonce))
-            if waited > self._patience(alive) and not isinstance(rejection, SnapshotIncomplete):
+            final = waited > GONE_SECONDS and not _comes_back(alive)
+            if final and not isinstance(rejection, SnapshotIncomplete):
                 raise NeverComes(
                     f"the snapshot of peer {peer} at update {update} can never be used: "
                     f"{rejection}; see the log of group {peer}"
                 )
         elif not alive.running:
             waited = self._lasts(peer, ("gone", alive.nonce, alive.time))
-            if waited > self._patience(alive):
+            if waited > GONE_SECONDS and not _comes_back(alive):
                 raise NeverComes(
                     f"peer {peer} has said at update {alive.update} that it is gone, and has not "
                     f"come back within {waited:.0f} s, so its snapshot of update {update} will not "
@@ -134,10 +142,19 @@ class Prospects:
                     "groups from checkpoints of one update"
                 ) from missing
 
-    @staticmethod
-    def _patience(alive: Alive) -> float:
-        # Started again, a group publishes anew what is damaged.
-        return RETURN_SECONDS if alive.returns and not alive.running else GONE_SECONDS
+    def _is_of_a_former_start(self, peer: int, alive: Alive) -> bool:
+        """Whether a peer has yet to be started again since it said this."""
+        if self._start is not None and alive.start is not None:
+            return alive.start != self._start
+        if peer not in self._former:
+            # Its first heartbeat that could be read since this process began.
+            self._former[peer] = alive
+        return alive == self._former[peer]
+
+    def _note_former(self, peer: int) -> None:
+        alive = read_alive(self._exchange.store, peer)
+        if alive is not None or not may_have_alive(self._exchange.store, peer):
+            self._former[peer] = alive
 
     def _lasts(self, peer: int, evidence: Hashable) -> float:
         """Give the seconds for which this, and nothing else, has spoken against a peer."""
@@ -147,6 +164,11 @@ class Prospects:
             since = now
         self._against[peer] = evidence, since
         return now - since
+
+
+def _comes_back(alive: Alive) -> bool:
+    """Whether somebody starts a group again that has ended; it publishes anew what is damaged."""
+    return alive.returns and not alive.running
 
 
 def _said(failure: str) -> str:

@@ -65,6 +65,7 @@ class LockstepSource:
         timeout: seconds to wait for one boundary's snapshots.
         own: this group's side; without it, snapshots of its own that cannot be published, and for
             which its peers wait, are not noticed while it waits for theirs.
+        start: names the common start of the groups, if it is known.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class LockstepSource:
         interval: int,
         timeout: float,
         own: Own | None = None,
+        start: str | None = None,
     ) -> None:
         self._reader = reader
         self._workers = workers
@@ -83,7 +85,7 @@ class LockstepSource:
         self._timeout = timeout
         self._own = own
         self._in_use: int | None = None
-        self._prospects = Prospects(reader.exchange, peers, interval)
+        self._prospects = Prospects(reader.exchange, peers, interval, start)
 
     def take(self, update: int) -> list[Snapshot]:
         """Wait for the snapshots of the last multiple of T, unless they are in use already.

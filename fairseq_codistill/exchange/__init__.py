@@ -16,7 +16,7 @@ from fairseq_codistill.exchange.errors import (
 from fairseq_codistill.exchange.exchange import Draft, Exchange, Snapshot
 from fairseq_codistill.exchange.manifest import LONGEST_RUN_ID, Manifest
 from fairseq_codistill.exchange.prefetcher import Prefetcher
-from fairseq_codistill.exchange.presence import Alive, Presence, lives, read_alive
+from fairseq_codistill.exchange.presence import Alive, Presence, lives, may_have_alive, read_alive
 from fairseq_codistill.exchange.publisher import Publisher
 from fairseq_codistill.exchange.reader import Reader
 from fairseq_codistill.exchange.signing import key_from, say_what_it_does
@@ -47,6 +47,7 @@ __all__ = [
     "first_names",
     "key_from",
     "lives",
+    "may_have_alive",
     "read_alive",
     "ready_to_use",
     "say_what_it_does",

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,10 @@ class Exchange:
         listed = self._listed(group)
         return [u for u, mark in listed.items() if not self._foreign.holds(group, u, mark)]
 
+    def mark(self, group: int, update: int) -> Mark | None:
+        """The mark that a manifest had when the group's were last listed; None if it had none."""
+        return self._marks.get(group, {}).get(update)
+
     def manifest(self, group: int, update: int) -> Manifest:
         """Read and check one manifest.
 
@@ -226,17 +230,19 @@ class Exchange:
                     continue
             self._delete(group, update)
 
-    def remove_above(self, group: int, update: int) -> list[int]:
-        """Delete this run's snapshots of a group above an update; return theirs.
+    def above(self, group: int, update: int) -> list[Manifest]:
+        """Return this run's manifests of a group above an update, the newest first."""
+        found = (self._own_manifest(group, u) for u in self.candidates(group) if u > update)
+        return [manifest for manifest in found if manifest is not None]
 
-        Only the group's one writer may call this.
+    def remove(self, group: int, updates: Iterable[int]) -> None:
+        """Delete snapshots of a group, the newest last.
+
+        A peer that has the newest one would take any other for a new one, were that gone.  Only the
+        group's one writer may call this.
         """
-        above = [u for u in self.candidates(group) if u > update]
-        own = [u for u in above if self._own_manifest(group, u) is not None]
-        # The newest last: a peer that has it would take the next one for a new one.
-        for old in reversed(own):
-            self._delete(group, old)
-        return own
+        for update in sorted(updates):
+            self._delete(group, update)
 
     def sweep(self, group: int) -> None:
         """Delete what a killed process of the group left half-written.

@@ -21,6 +21,9 @@ logger = get_logger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 
+# A heartbeat is watched for so many beats: a slow store may hold one or two of them up.
+WATCHED_BEATS = 5
+
 # How long an exchange may take to answer at the start, and at the end.
 ANSWER_SECONDS = 60.0
 LEAVE_SECONDS = 10.0
@@ -34,10 +37,21 @@ def read_alive(store: Store, group: int) -> Alive | None:
         return None
 
 
+def may_have_alive(store: Store, group: int) -> bool:
+    """Return whether a group may have said something, though nothing could be read."""
+    try:
+        store.size(f"{group_folder(group)}/{NAME}")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def lives(store: Store, group: int, before: Alive) -> Alive | None:
     """Watch whether the process that has left a heartbeat still runs.
 
-    It does if the heartbeat changes within one and a half beats.  What its time says counts for
+    It does if the heartbeat changes within ``WATCHED_BEATS``.  What its time says counts for
     nothing: it is that of another clock.
 
     Args:
@@ -50,9 +64,13 @@ def lives(store: Store, group: int, before: Alive) -> Alive | None:
     """
     if not before.running:
         return None
-    time.sleep(1.5 * HEARTBEAT_SECONDS)
-    after = read_alive(store, group)
-    return after if after is not None and after.running and after != before else None
+    deadline = time.monotonic() + WATCHED_BEATS * HEARTBEAT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_SECONDS / 5)
+        after = read_alive(store, group)
+        if after is not None and after != before:
+            return after if after.running else None
+    return None
 
 
 class Presence:
@@ -79,8 +97,8 @@ class Presence:
         """Take the index, or refuse if a live process has it, and begin the heartbeat.
 
         The first heartbeat is read back: an exchange that takes bytes and does not return them is
-        none.  Another process that says it runs is watched for one heartbeat and a half, so that
-        neither one that was killed nor a clock that is off is taken for what it is not.
+        none.  Another process that says it runs is watched for some heartbeats, so that neither one
+        that was killed nor a clock that is off is taken for what it is not.
 
         Args:
             needed: whether to insist on an exchange that answers.

@@ -15,6 +15,7 @@ from fairseq_codistill.exchange.errors import (
     SnapshotRejected,
 )
 from fairseq_codistill.exchange.exchange import Exchange, Snapshot
+from fairseq_codistill.exchange.local import Mark
 from fairseq_codistill.exchange.manifest import Manifest
 from fairseq_codistill.exchange.tensors import largest_decoded
 from fairseq_codistill.records import get_logger
@@ -38,12 +39,14 @@ class _Verdict:
         rejection: the reason.
         looks: how often it was looked at again.
         due: when to look at it again, by the monotonic clock; infinity for never.
+        mark: of its manifest when that was last listed before.
     """
 
     manifest: Manifest | None
     rejection: SnapshotRejected
     looks: int
     due: float
+    mark: Mark | None = None
 
 
 class Reader:
@@ -111,9 +114,9 @@ class Reader:
     def newest(self, peer: int, above: int) -> Snapshot | None:
         """Read a peer's newest sound snapshot after update ``above``; None if there is none.
 
-        What was rejected before is not read again, unless it is due.  If the one of ``above`` is
-        there no more and none is newer, the peer has started over, and its newest one takes its
-        place.
+        What was rejected before is not read again, unless it is due or was replaced.  If the one of
+        ``above`` is there no more and none is newer, the peer has started over, and its newest one
+        takes its place.
         """
         updates = self.exchange.candidates(peer)
         if above not in updates:
@@ -122,7 +125,8 @@ class Reader:
             if update <= above:
                 break
             before = self._verdicts.get((peer, update))
-            if before is not None and time.monotonic() < before.due:
+            replaced = before is not None and before.mark != self.exchange.mark(peer, update)
+            if before is not None and not replaced and time.monotonic() < before.due:
                 continue
             try:
                 return self.read(peer, update)
@@ -165,7 +169,8 @@ class Reader:
             self._say_rejected(peer, update, rejection)
         if not same:
             self.rejections += 1
-        self._verdicts[peer, update] = _Verdict(manifest, standing, looks, due)
+        mark = self.exchange.mark(peer, update)
+        self._verdicts[peer, update] = _Verdict(manifest, standing, looks, due, mark)
         return standing
 
     def _checked(self, manifest: Manifest) -> Snapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import secrets
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,9 @@ from fairseq_codistill.launch.progress import LogReader, Progress, live_line
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
+
+# Names this start of a run to its groups: what they have said in an earlier one is old.
+START = secrets.token_hex(8)
 
 _CONFIG_ERROR = "codistill: error:"
 _LONGEST_BACKOFF = 30.0
@@ -184,7 +188,10 @@ class Group:
         self._processes = []
         try:
             # The group tells its peers in lockstep whether it comes back.
-            left = {"CODISTILL_RESTARTS_LEFT": str(self._patience.max_restarts - self.restarts)}
+            left = {
+                "CODISTILL_RESTARTS_LEFT": str(self._patience.max_restarts - self.restarts),
+                "CODISTILL_START": START,
+            }
             for worker in self._start(self.restarts):
                 worker = replace(worker, env={**worker.env, **left})
                 self._processes.append(Process(worker, self._guard))

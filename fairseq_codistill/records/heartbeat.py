@@ -47,6 +47,8 @@ class Alive:
         source_vocabulary: digest of its source vocabulary, if it has one and it is told.
         returns: whoever started the process starts it again should it end before it has finished.
         failure: why it ends for good without reaching its end; no restart would help.
+        start: names the common start of the run's groups that the process belongs to, if it is
+            told; restarts of single groups belong to it too.
         clock: names the clock of ``time``, if it is told; see ``clock_of_this_host``.
     """
 
@@ -64,6 +66,7 @@ class Alive:
     source_vocabulary: str | None = None
     returns: bool = False
     failure: str | None = None
+    start: str | None = None
     clock: str | None = None
 
 
@@ -117,7 +120,7 @@ def _is_well_formed(alive: Alive) -> bool:
         all(is_text(text, 0, LONGEST_TEXT) for text in (alive.run_id, alive.nonce))
         and all(
             text is None or is_text(text, 0, LONGEST_TEXT)
-            for text in (alive.vocabulary, alive.source_vocabulary, alive.clock)
+            for text in (alive.vocabulary, alive.source_vocabulary, alive.clock, alive.start)
         )
         and (alive.failure is None or is_text(alive.failure, 1, LONGEST_TEXT))
         and (alive.seed is None or is_whole(alive.seed, -(2**63), 2**64 - 1))
