@@ -215,7 +215,7 @@ FAULTS = [
     _exchange(
         "rejected-snapshots-are-read-again",
         "reader",
-        "            if before is not None and time.monotonic() < before.due:\n"
+        "            if before is not None and not replaced and time.monotonic() < before.due:\n"
         "                continue\n",
         "",
     ),
@@ -351,9 +351,51 @@ FAULTS = [
     _codistillation(
         "lockstep-believes-a-former-life",
         "prospects",
-        "alive is None or alive == self._former[peer] or",
-        "alive is None or",
-        "test_sources",
+        "not of_this_run or self._is_of_a_former_start(peer, alive):",
+        "not of_this_run:",
+        "test_prospects",
+    ),
+    _codistillation(
+        "lockstep-takes-this-starts-words-for-a-former-ones",
+        "prospects",
+        "            return alive.start != self._start\n",
+        "            pass\n",
+        "test_prospects",
+    ),
+    _codistillation(
+        "lockstep-takes-what-could-not-be-read-for-nothing",
+        "prospects",
+        "if alive is not None or not may_have_alive(self._exchange.store, peer):",
+        "if True:",
+        "test_prospects",
+    ),
+    _codistillation(
+        "a-worker-in-lockstep-stops-alone",
+        "acceptance",
+        "if self._lockstep and self._workers.least([self._new[peer.group]]) == [_OBJECTS]:",
+        "if self._lockstep and [self._new[peer.group]] == [_OBJECTS]:",
+        "test_acceptance",
+    ),
+    _codistillation(
+        "another-trainings-snapshots-are-removed",
+        "membership",
+        "for manifest in found if self._is_ours(manifest)]",
+        "for manifest in found]",
+        "test_codistillation",
+    ),
+    _exchange(
+        "what-replaces-a-rejected-snapshot-is-not-read",
+        "reader",
+        "before is not None and not replaced and time",
+        "before is not None and time",
+        "test_unsound",
+    ),
+    _exchange(
+        "slow-heartbeats-are-none",
+        "presence",
+        "WATCHED_BEATS = 5",
+        "WATCHED_BEATS = 1.5",
+        "test_presence",
     ),
     # What no peer would take is not published, and stops lockstep.
     _exchange(
@@ -562,14 +604,14 @@ FAULTS = [
     _codistillation(
         "who-comes-back-is-not-waited-for",
         "prospects",
-        "return RETURN_SECONDS if alive.returns and not alive.running else GONE_SECONDS",
+        "return alive.returns and not alive.running",
         "return GONE_SECONDS",
         "test_prospects",
     ),
     _codistillation(
         "what-is-unsound-for-good-is-waited-for",
         "prospects",
-        "if waited > self._patience(alive) and not isinstance(rejection, SnapshotIncomplete):",
+        "if final and not isinstance(rejection, SnapshotIncomplete):",
         "if False:",
         "test_prospects",
     ),
@@ -1332,8 +1374,8 @@ FAULTS = [
     _exchange(
         "a-heartbeat-that-stands-still-lives",
         "presence",
-        "after.running and after != before else None",
-        "after.running else None",
+        "if after is not None and after != before:",
+        "if after is not None:",
         "test_presence",
     ),
     _exchange(
@@ -1383,24 +1425,17 @@ FAULTS = [
         "            ready()\n",
     ),
     _exchange(
-        "a-former-life-takes-other-runs-with-it",
-        "exchange",
-        "if self._own_manifest(group, u) is not None]",
-        "]",
-        "test_codistillation",
-    ),
-    _exchange(
         "a-former-life-takes-the-start-with-it",
         "exchange",
-        "if u > update]",
-        "if u >= update]",
+        "for u in self.candidates(group) if u > update)",
+        "for u in self.candidates(group) if u >= update)",
         "test_codistillation",
     ),
     _exchange(
         "a-former-life-goes-newest-first",
         "exchange",
-        "for old in reversed(own):",
-        "for old in own:",
+        "for update in sorted(updates):",
+        "for update in sorted(updates, reverse=True):",
         "test_exchange",
     ),
     Fault(

@@ -191,6 +191,34 @@ def test_no_verdict_before_a_worker_has_seen_the_output():
     assert side.settle() == {1: "its output is not finite"}
 
 
+@pytest.mark.parametrize("own", [1.0, math.inf, math.nan])
+@pytest.mark.parametrize("others", [0, 1])
+def test_in_lockstep_all_workers_stop_at_the_same_output(own, others):
+    """One that raised alone would leave the others in their next collective."""
+    workers = Others(others)
+    side = Acceptance(workers, lockstep=True)
+    side.renew(1)
+    student, output = ALTERNATING.expand(2, 4), (own * ALTERNATING).expand(2, 4)
+    if own == 1.0 and others == 1:
+        assert side.accepts(OfGroupOne, student, output)
+        assert side.accepts(OfGroupOne, student, output)
+    else:
+        says = "its output is not finite" if own != 1.0 else "another worker of this group objects"
+        with pytest.raises(ExchangeError, match=f"peer 1 at update 7 cannot be used: {says}"):
+            side.accepts(OfGroupOne, student, output)
+    assert workers.asked == 1, "once a snapshot"
+
+
+def test_in_lockstep_a_worker_with_a_sick_student_votes_once_too():
+    workers = Others(1)
+    side = Acceptance(workers, lockstep=True)
+    side.renew(1)
+    sick, sound = torch.full((2, 4), math.nan), ALTERNATING.expand(2, 4)
+    for _ in range(2):
+        assert side.accepts(OfGroupOne, sick, sound)
+    assert workers.asked == 1
+
+
 def diverged(side, factor):
     """A group's side whose weights are so many times as large from now on."""
     with torch.no_grad():

@@ -247,6 +247,21 @@ def test_a_group_that_starts_over_removes_the_snapshots_of_its_former_life(join,
     assert "removed" not in caplog.text
 
 
+@pytest.mark.parametrize("theirs", [{"seed": 7}, {"vocabulary": "another"}])
+def test_the_snapshots_of_another_training_stay(join, tmp_path, caplog, theirs):
+    """Of the same run id, as of all runs that were given none, in an exchange named by mistake."""
+    exchange = Exchange(Store(str(tmp_path)), "default")
+    mine = join(0, codistill_mode="async")
+    for update in (1000, 2000):
+        of_group = {"group": 0, "seed": mine._membership._group.seed, "vocabulary": "v"} | theirs
+        assert exchange.publish(dataclasses.replace(draft(update), **of_group))
+    begin(mine)
+    assert published(tmp_path, 0) == [1000, 2000]
+    assert "2 snapshot(s) of group 0 of another training with the same --codistill-run-id" in (
+        caplog.text
+    )
+
+
 def test_a_peer_that_has_the_old_snapshot_takes_the_new_ones(join):
     lived(join, 2, 900)
     waiting = join(1, codistill_mode="async", codistill_interval=999)

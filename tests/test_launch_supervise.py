@@ -112,6 +112,16 @@ def test_a_group_is_told_how_often_it_will_be_started_again(tmp_path):
         assert re.findall("^left: (.*)", log, re.M) == ["2", "1", "0"]
 
 
+def test_restarts_belong_to_the_same_start_of_the_run(tmp_path):
+    """In lockstep what peers have said in another one counts for nothing."""
+    told = 'echo "start: $CODISTILL_START"'
+    assert run(tmp_path, f"{TRAINED}{told}; exit 1", told)[1] == [State.GAVE_UP, State.FINISHED]
+    logs = [(tmp_path / f"group-{i}/log.txt").read_text() for i in (0, 1)]
+    first, second = (re.findall("^start: (.+)", log, re.M) for log in logs)
+    assert len(first) == 3
+    assert len({*first, *second}) == 1
+
+
 # What a group says when it ends for good: in its heartbeat, and in its log.
 HEARTBEAT = {
     **{"run_id": "run", "nonce": "nonce-0", "update": 7, "time": 1.0, "finished": False},

@@ -80,6 +80,7 @@ class Elsewhere:
     """The time module on a host whose clock is off, or stands still."""
 
     sleep = staticmethod(time.sleep)
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self, off: float, stands: bool = False) -> None:
         self.off = off
@@ -153,6 +154,23 @@ def test_a_process_killed_a_moment_ago_is_observed_and_then_replaced(store):
     successor.claim()
     assert read_alive(store, 0).nonce == "two"
     successor.release(finished=False)
+
+
+def test_a_live_process_whose_heartbeats_take_long_to_write_is_seen(store, monkeypatch):
+    """A slow store holds each beat up by two more."""
+    write = Store.write
+
+    def slowly(self, name, data):
+        time.sleep(2 * presence.HEARTBEAT_SECONDS)
+        write(self, name, data)
+
+    first = make(store, "one")
+    first.claim()
+    monkeypatch.setattr(Store, "write", slowly)
+    for _ in range(5):
+        assert presence.lives(store, 0, read_alive(store, 0)) is not None
+    first.release(finished=False)
+    assert presence.lives(store, 0, read_alive(store, 0)) is None
 
 
 def test_an_exchange_that_cannot_be_written_is_no_claim(tmp_path):

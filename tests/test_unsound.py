@@ -1,5 +1,6 @@
 """What no peer would take is not published; what was seen too early is looked at again."""
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -410,3 +411,24 @@ def test_another_runs_snapshots_that_cannot_be_read_are_not_remembered_as_such(
     assert looks.newest(1, above=-1) is None
     manifest.write_text(json.dumps(fields | {"run_id": "run"}))
     assert looks.newest(1, above=-1).manifest.update == 10
+
+
+def test_what_takes_the_place_of_a_rejected_snapshot_is_read(exchange, readers, tmp_path):
+    reader = readers()
+    exchange.publish(draft(10))
+    not_finite(*paths(tmp_path))
+    assert reader.newest(1, above=-1) is None
+    exchange.remove(1, [10])
+    exchange.publish(draft(10))
+    assert reader.newest(1, above=-1).manifest.update == 10
+
+
+def test_a_peer_that_was_mended_is_used_at_once(exchange, readers):
+    reader = readers()
+    for update in (10, 20, 30):
+        exchange.publish(dataclasses.replace(draft(update), vocabulary="other"))
+    assert reader.newest(1, above=-1) is None
+    exchange.remove(1, [10, 20, 30])
+    for update in (10, 20, 30):
+        exchange.publish(draft(update))
+        assert reader.newest(1, above=-1).manifest.update == update
