@@ -469,6 +469,7 @@ class Clock:
 
     def __init__(self, off):
         self.time = lambda: time.time() + off
+        self.monotonic = time.monotonic
 
 
 @pytest.mark.parametrize("off", [-90, 7200])
