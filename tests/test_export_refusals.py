@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import resource
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from exported import (
     write_untrained,
 )
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from harness import BIN, environment, eventually
 from test_export import SMALL, SMALL_LSTM
 
 from fairseq_codistill import cli
@@ -212,3 +215,30 @@ def test_a_users_code_is_not_imported_unless_it_is_named(untrained, tmp_path, ca
     torch.save(state, path)
     assert "own is not fairseq's own; give --user-dir" in refusal(capsys, path, tmp_path / "new")
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_ended_leaves_nothing(untrained, tmp_path, number):
+    checkpoint = untrained("--arch", "transformer", *SMALL)
+    process = subprocess.Popen(
+        [str(BIN / "codistill"), "export", str(checkpoint), str(tmp_path / "new.pt")],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def begun():
+        assert process.poll() is None
+        return list(tmp_path.glob(".codistill-export-*"))
+
+    eventually(begun, "it has not begun to write")
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert [path.name for path in tmp_path.iterdir() if path != checkpoint] == []
+
+
+def test_languages_that_are_not_those_of_training_are_refused(untrained, corpus, tmp_path, capsys):
+    checkpoint = untrained("--arch", "transformer", *SMALL)
+    arguments = ["--format", "ctranslate2", "--data", str(corpus), "-s", "en", "-t", "de"]
+    said = refusal(capsys, checkpoint, tmp_path / "new", *arguments)
+    assert "-s en: the model was trained with de; leave it out" in said

@@ -3,21 +3,25 @@
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import own_models
 import pytest
 import torch
-from harness import LOCKSTEP, eventually, launch
+from harness import LOCKSTEP, environment, eventually, launch
 from own_models import FACTOR
 from test_adapter import Student, groups  # noqa: F401 - a fixture
 from test_teachers import fairseqs, saved
+from torch import nn
 from torch.nn import functional as F
 
 from fairseq_codistill.codistillation import ConfigError
 from fairseq_codistill.criterions import _hidden
 from fairseq_codistill.criterions._rows import TOKENS_A_SENTENCE, rows_by_settings
 from fairseq_codistill.tasks import _models, _teachers
+from fairseq_codistill.tasks.codistill_translation import CodistillTranslationTask
 
 # What the logits are not the output layer's alone in, and what has them so, however it looks.
 CHANGED = ["scaled", "shifted", "written", "behind", "twopass", "normed", "copying"]
@@ -385,3 +389,39 @@ def no_gpu():
 def test_half_precision_that_needs_no_gpu_is_not_refused(corpus, monkeypatch, flags):
     monkeypatch.setattr(torch.cuda, "current_device", no_gpu)
     Student(corpus, *flags)
+
+
+class Setting:
+    """A setting that is an object, printed with its place in memory."""
+
+
+@pytest.mark.parametrize("setting", [{"alpha", "beta", "gamma"}, Setting()])
+def test_equal_settings_are_told_alike(setting):
+    other = type(setting)(setting) if isinstance(setting, set) else Setting()
+    told = [_models._told("my_own", value, needed=False) for value in (setting, other)]
+    assert told[0] == told[1]
+    text = "from fairseq_codistill.tasks import _models; print(_models._alike({'a', 'b', 'c'}))"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", text],
+            env=environment() | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()[-1]
+        for seed in (1, 2)
+    }
+    assert len(said) == 1
+
+
+def test_more_in_a_batch_is_for_a_task_of_ones_own():
+    class Conditioned(nn.Module):
+        def forward(self, src_tokens, src_lengths, prev_output_tokens, domain):
+            pass
+
+    class OwnTask(CodistillTranslationTask):
+        pass
+
+    ours = object.__new__(CodistillTranslationTask)
+    assert "missing a required argument: 'domain'" in _models.why_no_logits(Conditioned(), ours)
+    assert _models.why_no_logits(Conditioned(), object.__new__(OwnTask)) is None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from fairseq_codistill.errors import UserError
 
@@ -123,12 +126,41 @@ def _workspace(new: Path) -> Iterator[Path]:
     It is in a directory that is there already: what is refused leaves nothing behind.
     """
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=".codistill-export-", dir=_nearest(new)
-        ) as directory:
+        with (
+            _signals_as_exits(),
+            tempfile.TemporaryDirectory(
+                prefix=".codistill-export-", dir=_nearest(new)
+            ) as directory,
+        ):
             yield Path(directory)
     except OSError as error:
         raise _unwritable(new, error) from error
+
+
+@contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, of a closed terminal, end the process by way of ``SystemExit``.
+
+    What is temporary is then removed.  Nothing is changed where somebody else listens to them, and
+    off the main thread.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if here and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _unwritable(new: Path, reason: Exception | str) -> UserError:

@@ -78,6 +78,14 @@ def _import() -> Any:
 
 def _languages(trained: Trained, options: Options) -> tuple[str, str]:
     task = items(trained.checkpoint.cfg["task"])
+    for flag, given, trained_with in (
+        ("-s", options.source_lang, task.get("source_lang")),
+        ("-t", options.target_lang, task.get("target_lang")),
+    ):
+        if given and trained_with and given != trained_with:
+            raise UserError(
+                f"{flag} {given}: the model was trained with {trained_with}; leave it out"
+            )
     source = options.source_lang or task.get("source_lang")
     target = options.target_lang or task.get("target_lang")
     if not (source and target):

@@ -77,14 +77,17 @@ def _nothing_kept(
     return args, kwargs | {"static_kv": False, "need_weights": False, "need_head_weights": False}
 
 
-def why_no_logits(model: nn.Module) -> str | None:
+def why_no_logits(model: nn.Module, task: FairseqTask) -> str | None:
     """Return why a model gives no logits that can be compared, or None if it does give them.
 
     Args:
         model: a student, peer or teacher, as it was built.
+        task: whose batches it is given; one of a user's own may put more into them.
     """
     if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
         return "its model has adaptive softmax, and so no plain logits to compare"
+    if not type(task).__module__.startswith("fairseq"):
+        return None
     try:
         inspect.signature(model.forward).bind(
             src_tokens=None, src_lengths=None, prev_output_tokens=None
@@ -150,7 +153,7 @@ def build(
             trial = FairseqTask.build_model(task, _as_fairseq_has_it(own, config))
         if tensors is not None and _shapes(trial.state_dict()) != _shapes(tensors):
             raise ValueError("its tensors' names and shapes are not those of its model")
-        reason = why_no_logits(trial)
+        reason = why_no_logits(trial, task)
         if reason is not None:
             raise ValueError(reason)
     # Not task.build_model: a task may keep what that built, for generation in validation.
@@ -222,8 +225,18 @@ def _told(name: str, value: Any, needed: bool) -> Any:
         # Of pretrained weights.
         return None
     if not _is_json(value):
-        return _peer_config.digest(repr(value))
+        return _peer_config.digest(_alike(value))
     return _peer_config.digest(value) if _peer_config.names_a_file(name, value) else value
+
+
+def _alike(value: Any) -> str:
+    """Return what is the same for equal settings in any process."""
+    if isinstance(value, set | frozenset):
+        return repr(sorted(map(repr, value)))
+    if type(value).__repr__ is object.__repr__:
+        # It would tell the place in memory.
+        return f"{type(value).__module__}.{type(value).__qualname__}"
+    return repr(value)
 
 
 def _is_json(value: Any) -> bool:

@@ -52,7 +52,7 @@ def load(path: str, task: TranslationTask, student: nn.Module) -> nn.Module:
             f"{flag}: its model cannot be built ({_said(error)}); name another checkpoint, or give "
             "--user-dir what its architecture needs"
         ) from error
-    reason = _models.why_no_logits(model)
+    reason = _models.why_no_logits(model, task)
     if reason is not None:
         raise ConfigError(f"{flag}: {reason}; name another")
     try:

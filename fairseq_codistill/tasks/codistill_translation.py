@@ -115,7 +115,7 @@ class CodistillTranslationTask(TranslationTask):
         if from_checkpoint:
             # It is not to be trained.
             return
-        reason = _models.why_no_logits(model)
+        reason = _models.why_no_logits(model, self)
         if reason is not None:
             raise ConfigError(f"--arch ({name}): {reason}; choose another architecture")
         fused, head = self.cfg.codistill_fused_ce, self.cfg.codistill_head
