@@ -988,14 +988,14 @@ FAULTS = [
     Fault(
         "what-is-lost-with-an-overflow-is-not-logged",
         CRITERION,
-        "            times = workers.size",
-        "            codistillation.note_logged()\n            times = workers.size",
+        '            logging_output["codistill_leads"] = leads\n',
+        '            codistillation.note_logged()\n            logging_output["codistill_leads"] = leads\n',
         ("test_adapter",),
     ),
     Fault(
         "validation-takes-what-training-has-counted",
         "fairseq_codistill/tasks/codistill_translation.py",
-        "self.codistillation is not None and training:",
+        "self.codistillation is not None and logged:",
         "self.codistillation is not None:",
         ("test_adapter",),
     ),
@@ -1009,8 +1009,8 @@ FAULTS = [
     Fault(
         "changes-are-counted-by-every-worker",
         CRITERION,
-        "times = workers.size if workers.leader else 0",
-        "times = workers.size",
+        "leads = int(codistillation.workers.leader)",
+        "leads = 1",
         ("test_criterion_log",),
     ),
     Fault(

@@ -11,6 +11,7 @@ from test_export import SMALL_LIGHTCONV
 
 import fairseq_codistill.tasks.codistill_translation  # noqa: F401 - registers the task
 from fairseq_codistill import cli
+from fairseq_codistill.plain import allowing
 
 SMALL_FCONV = """
     --encoder-embed-dim 16 --decoder-embed-dim 16 --decoder-out-embed-dim 16
@@ -69,5 +70,5 @@ def refusal(capsys, *arguments) -> str:
 
 def load(path):
     """A checkpoint, read as the plugin reads it."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with allowing([argparse.Namespace]):
         return torch.load(path, weights_only=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from fairseq_codistill.plain import allowing
+
 PLUGIN = Path(__file__).parent.parent / "fairseq_codistill"
 BIN = Path(sys.executable).parent
 SEED_STEP = 1000003
@@ -64,7 +66,7 @@ class Run:
 
     def checkpoint(self, name: str = "checkpoint_last.pt") -> dict:
         """A checkpoint, read as torch reads it by default."""
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with allowing([argparse.Namespace]):
             return torch.load(self.folder / name, weights_only=True)
 
     def weights(self, name: str = "checkpoint_last.pt") -> dict[str, torch.Tensor]:

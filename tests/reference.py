@@ -18,6 +18,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from harness import PLAIN, SEED_STEP, TINY
 from torch.nn import functional as F
 
+from fairseq_codistill.plain import allowing
+
 
 def batches(task, model, cfg, seed: int, workers: int, update_freq: int):
     """For each update, its epoch and the workers' micro-batches, for ever."""
@@ -80,7 +82,7 @@ def algorithm_1(
 
     frozen = []
     for path in teachers:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with allowing([argparse.Namespace]):
             (teacher,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task)
         frozen.append(teacher.double().eval())
 

@@ -60,7 +60,10 @@ def test_real_groups_equal_the_single_process_reference(
             assert ours == pytest.approx(true, abs=tolerance), key
         assert set(column(lines[::every], "codistill_staleness")) == {0}
         peers = len(listens_to[i]) if listens_to else n - 1
-        assert set(column(lines, "codistill_peers")) == {peers}
+        assert set(column(lines[::every], "codistill_peers")) == {peers}
+        # An update that asks no peer tells nothing of peers.
+        silent = [line for at, line in enumerate(lines) if at % every]
+        assert not any({"codistill_peers", "codistill_staleness"} & line.keys() for line in silent)
         # Every f_j is there before the first update and another one before each that follows,
         # whatever the number of workers and of micro-batches.
         happened = {change: sum(column(lines, f"codistill_{change}")) for change in CHANGES}

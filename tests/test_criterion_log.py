@@ -140,8 +140,11 @@ def test_what_happens_to_a_group_is_counted_once_and_not_by_every_worker():
         worker.side._changes["refreshed"] += 2
     logs = [worker.log() for worker in workers for _ in range(2)]
     assert reduced(*logs)["codistill_refreshed"] == 2
-    # Of a batch for which there is no memory nothing is logged.
+    # Of a batch for which there is no memory nothing is logged, and of a worker without a batch
+    # fairseq counts nothing.
     assert reduced(*logs[::2])["codistill_refreshed"] == 2
+    assert reduced(*logs[:3])["codistill_refreshed"] == 2
+    assert "codistill_refreshed" not in reduced(*logs[2:])
 
 
 def test_an_update_that_asks_no_peer_tells_nothing_of_peers():

@@ -238,7 +238,7 @@ def test_an_export_that_is_ended_leaves_nothing(untrained, tmp_path, number):
 
 
 def test_languages_that_are_not_those_of_training_are_refused(untrained, corpus, tmp_path, capsys):
-    checkpoint = untrained("--arch", "transformer", *SMALL)
+    checkpoint = untrained("--arch", "transformer", *SMALL, "-s", "de", "-t", "en")
     arguments = ["--format", "ctranslate2", "--data", str(corpus), "-s", "en", "-t", "de"]
     said = refusal(capsys, checkpoint, tmp_path / "new", *arguments)
     assert "-s en: the model was trained with de; leave it out" in said

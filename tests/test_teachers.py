@@ -18,6 +18,7 @@ from vision_reference import algorithm_1 as algorithm_1_of_images
 
 from fairseq_codistill import cli
 from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.plain import allowing
 from fairseq_codistill.tasks import (
     _safe_globals,
     _teachers,
@@ -176,7 +177,7 @@ def test_a_model_is_loaded_without_its_teachers(corpus, stock, tmp_path):
     teacher.unlink()
     last = run.folder / "checkpoint_last.pt"
     # As fairseq's own loader does it: with the settings in the checkpoint.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with allowing([argparse.Namespace]):
         (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(last)])
     assert equal(model.state_dict(), run.weights())
     # What is exported of it can teach in its turn.

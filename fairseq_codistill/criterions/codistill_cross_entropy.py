@@ -143,10 +143,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             # What is not logged yet, once more in each batch, of which any may come to nothing:
             # ``reduce_metrics`` takes the mean, and then the task notes that it is logged.  A
             # group's changes are its leader's: the other workers see the same.
-            workers = codistillation.workers
-            times = workers.size if workers.leader else 0
+            leads = int(codistillation.workers.leader)
+            logging_output["codistill_leads"] = leads
             for change, count in codistillation.changes.items():
-                logging_output[f"codistill_{change}"] = times * count
+                logging_output[f"codistill_{change}"] = leads * count
         logging_output["loss"] = loss.data
         return loss, sample_size, logging_output
 
@@ -296,10 +296,13 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         if total("codistill_asks") > 0:
             peers = total("codistill_peers") / total("codistill_asks")
             metrics.log_scalar("codistill_peers", peers, 0, round=1)
-        metrics.log_scalar_sum("codistill_stall", total("codistill_stall") / batches, round=3)
-        for change in CHANGES:
-            count = total(f"codistill_{change}") / batches
-            metrics.log_scalar_sum(f"codistill_{change}", count, round=0)
+        # None where the leader had no batch at the end of an epoch: the next update has them.
+        leads = total("codistill_leads")
+        if leads > 0:
+            metrics.log_scalar_sum("codistill_stall", total("codistill_stall") / batches, round=3)
+            for change in CHANGES:
+                count = total(f"codistill_{change}") / leads
+                metrics.log_scalar_sum(f"codistill_{change}", count, round=0)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -233,8 +233,8 @@ class CodistillTranslationTask(TranslationTask):
         fairseq calls this for updates that were made, and not for those that overflowed.
         """
         super().reduce_metrics(logging_outputs, criterion)
-        training = any(log.get("codistill_batches", 0) for log in logging_outputs)
-        if self.codistillation is not None and training:
+        logged = any(log.get("codistill_leads", 0) > 0 for log in logging_outputs)
+        if self.codistillation is not None and logged:
             self.codistillation.note_logged()
 
     def _join(self, model: nn.Module, settings: CodistillationConfig) -> None:
