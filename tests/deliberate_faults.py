@@ -925,7 +925,7 @@ FAULTS = [
     Fault(
         "padding-counts-in-the-naive-form",
         CRITERION,
-        "rows.masked_fill(~keep, 0).sum()",
+        "rows.masked_fill(~keep.view_as(rows), 0).sum()",
         "rows.sum()",
         ("test_criterion_log",),
     ),
