@@ -967,7 +967,7 @@ FAULTS = [
     Fault(
         "padding-counts-in-the-naive-form",
         CRITERION,
-        "rows.masked_fill(~keep, 0).sum()",
+        "rows.masked_fill(~keep.view_as(rows), 0).sum()",
         "rows.sum()",
         ("test_criterion_log",),
     ),
@@ -1065,11 +1065,48 @@ FAULTS = [
         "1",
         ("test_own_models",),
     ),
+    _objective(
+        "joint-squares-in-place",
+        "joint",
+        ".square().sum(dim=1)",
+        ".square_().sum(dim=1)",
+        "test_joint",
+    ),
+    _objective(
+        "joint-sums-in-half-precision",
+        "joint",
+        "            setattr(matmul, name, False)\n",
+        "            pass\n",
+        "test_joint",
+    ),
+    _objective(
+        "joint-rounds-each-models-logits",
+        "joint",
+        "made.append(F.linear(rows, layer, None if shift is None else shift.to(compute)))",
+        "width = student.rows.size(1)\n"
+        "                    made.append(F.linear(rows[:, :width], layer[:, :width]) + "
+        "F.linear(rows[:, width:], layer[:, width:], shift))",
+        "test_joint",
+    ),
+    _objective(
+        "joint-lets-a-long-sum-overflow",
+        "joint",
+        " * math.sqrt(len(hidden))",
+        "",
+        "test_joint",
+    ),
+    _codistillation(
+        "half-precision-takes-the-naive-form",
+        "comparison",
+        "joins = half and self._can_join",
+        "joins = False",
+        "test_comparison",
+    ),
     _codistillation(
         "half-precision-on-a-gpu-is-not-looked-at",
         "comparison",
-        "    if half_on_gpu:\n        return rows >= max(4 * width, width**2 / 64)\n",
-        "",
+        "    if half_on_gpu:\n",
+        "    if False:\n",
         "test_comparison",
     ),
     _tasks(

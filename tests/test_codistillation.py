@@ -20,6 +20,7 @@ from fairseq_codistill.codistillation import (
     ConfigError,
     Group,
     Teacher,
+    Wants,
     meeting,
     membership,
 )
@@ -1006,7 +1007,7 @@ def test_the_factored_form_follows_student_and_peer(join, divergence):
     def output(module):
         return Hidden(x, Head(module.weight, module.bias))
 
-    assert sides[0].takes_hidden(4, 3, 5)
+    assert sides[0].wants(4, 3, 5) is Wants.HIDDEN
     for update in range(5):
         both_at(sides, update)
         own, peer = (m(x).double() for m in (sides[0].model, sides[0].peers[0].module))

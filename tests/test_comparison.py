@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from fairseq_codistill.codistillation import CodistillationConfig, factored_is_cheaper
+from fairseq_codistill.codistillation import CodistillationConfig, Wants, factored_is_cheaper
 from fairseq_codistill.codistillation.comparison import MANY_LOGITS, Comparison
 from fairseq_codistill.objective import Head, Hidden
 from fairseq_codistill.objective.divergence import centered_logit_mse, logit_mse
@@ -15,6 +15,8 @@ def products(form, rows, width, classes):
     """Multiplications beyond those of the cross-entropy, forward and backward, for one peer."""
     if form == "naive":
         return rows * classes * width  # the peer's logits
+    if form == "joint":
+        return 2 * rows * classes * width
     # G and C; the layers with two (d, d) matrices for the gradient by the student's.
     by_layers = 4 * classes * width**2
     # h G, h C, h' C, h' G', and for the gradient h h and h' h.
@@ -74,14 +76,15 @@ def test_auto_takes_the_cheaper_one_unless_memory_decides(caplog, size, divergen
     for divergence in divergences:
         config = CodistillationConfig(codistill_divergence=divergence, codistill_fused_ce=fused)
         caplog.clear()
-        assert Comparison(config).takes_hidden(*size) is (form != "naive")
+        wants = Wants.LOGITS if form == "naive" else Wants.HIDDEN
+        assert Comparison(config).wants(*size) is wants
         assert f"computed in the {form} form" in caplog.text
 
 
 def test_the_form_is_chosen_and_said_once(caplog):
     caplog.set_level(logging.INFO)
     comparison = Comparison(CodistillationConfig())
-    assert [comparison.takes_hidden(*size) for size in (MANY_ROWS[0], FEW_ROWS[0])] == [True, True]
+    assert {comparison.wants(*size) for size in (MANY_ROWS[0], FEW_ROWS[0])} == {Wants.HIDDEN}
     said = "divergence: computed in the factored form (batches of 4000 rows by the settings, width"
     assert caplog.text.count(said) == 1
     assert caplog.text.count("divergence: computed in") == 1
@@ -101,13 +104,13 @@ def test_in_half_precision_on_a_gpu_more_rows_are_needed(card, width):
     single, half, moved = CARDS[card]
     classes = 32000
     for rows in range(width, 40 * width, 500):
-        passes = 40 * rows * classes / moved
-        naive = products("naive", rows, width, classes) / half + passes
+        passes = 14 * rows * classes / moved
+        joint = products("joint", rows, width, classes) / half + passes
         factored = products("factored", rows, width, classes) / single
         # Where one is clearly faster.
-        if not naive / 1.6 < factored < naive * 1.6:
+        if not joint / 1.6 < factored < joint * 1.6:
             cheaper = factored_is_cheaper(rows, width, classes, half_on_gpu=True)
-            assert cheaper is (factored < naive), rows
+            assert cheaper is (factored < joint), rows
     assert factored_is_cheaper(7 * width, width, classes)
     assert not factored_is_cheaper(7 * width, width, classes, half_on_gpu=True)
 
@@ -141,8 +144,38 @@ class Model:
 def factored(divergence):
     config = CodistillationConfig(codistill_divergence=divergence, codistill_head="factored")
     comparison = Comparison(config)
-    assert comparison.takes_hidden(6, 4, 11)
+    assert comparison.wants(6, 4, 11) is Wants.HIDDEN
     return comparison
+
+
+# (N, d, V), divergence, fused, on a GPU -> the form in half precision, and what it wants.
+IN_HALF = [
+    (FEW_ROWS[0], "logit-mse", False, True, "joint", Wants.BOTH),
+    (FEW_ROWS[0], "logit-mse", False, False, "joint", Wants.BOTH),
+    # Five times its width: enough for a CPU.
+    ((2560, 512, 32000), "logit-mse", False, True, "joint", Wants.BOTH),
+    ((2560, 512, 32000), "logit-mse", False, False, "factored", Wants.HIDDEN),
+    # wmt16_big's.
+    ((3584, 1024, 32768), "logit-mse", False, True, "joint", Wants.BOTH),
+    ((3584, 1024, 32768), "logit-mse", True, True, "joint", Wants.HIDDEN),
+    ((3584, 1024, 32768), "logit-mse", True, False, "factored", Wants.HIDDEN),
+    (TOO_MANY, "logit-mse", False, True, "joint", Wants.HIDDEN),
+    (FEW_ROWS[0], "centered-logit-mse", False, True, "naive", Wants.LOGITS),
+    (FEW_ROWS[0], "centered-logit-mse", True, True, "factored", Wants.HIDDEN),
+    (FEW_ROWS[0], "kl", False, True, "naive", Wants.LOGITS),
+    (FEW_ROWS[0], "kl", True, True, "chunked", Wants.HIDDEN),
+]
+
+
+@pytest.mark.parametrize(("size", "divergence", "fused", "gpu", "form", "wants"), IN_HALF)
+def test_in_half_precision_an_exact_form_is_taken(
+    caplog, size, divergence, fused, gpu, form, wants
+):
+    caplog.set_level(logging.INFO)
+    config = CodistillationConfig(codistill_divergence=divergence, codistill_fused_ce=fused)
+    assert Comparison(config).wants(*size, half=True, on_gpu=gpu) is wants
+    assert f"computed in the {form} form" in caplog.text
+    assert (", half precision" in caplog.text, ", on a GPU" in caplog.text) == (True, gpu)
 
 
 def agrees(comparison, divergence, student, peers):

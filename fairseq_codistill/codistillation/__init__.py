@@ -1,7 +1,7 @@
 """Algorithm 1: alpha now, peers now, the loss term, publish or refresh at an update's boundary."""
 
 from fairseq_codistill.codistillation.algorithm import CHANGES, Codistillation
-from fairseq_codistill.codistillation.comparison import factored_is_cheaper
+from fairseq_codistill.codistillation.comparison import Wants, factored_is_cheaper
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.evidence import leave_evidence
 from fairseq_codistill.codistillation.membership import Group
@@ -20,6 +20,7 @@ __all__ = [
     "PredictionExchange",
     "Seam",
     "Teacher",
+    "Wants",
     "cuda_devices",
     "factored_is_cheaper",
     "leave_evidence",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_codistill.codistillation.acceptance import Acceptance
-from fairseq_codistill.codistillation.comparison import Comparison
+from fairseq_codistill.codistillation.comparison import Comparison, Wants
 from fairseq_codistill.codistillation.config import CodistillationConfig, ConfigError
 from fairseq_codistill.codistillation.meeting import meet, warn_of_long_interval
 from fairseq_codistill.codistillation.membership import Group, Membership
@@ -226,18 +226,19 @@ class Codistillation:
         ages = [self.update - peer.update for peer in self._live() if peer.update is not None]
         return sum(ages) / len(ages) if ages and self.alpha > 0 else None
 
-    def takes_hidden(
-        self, rows: int, width: int, classes: int, *, half_on_gpu: bool = False
-    ) -> bool:
-        """Return whether ``term`` wants outputs as ``Hidden``, if an adapter can give them so.
+    def wants(
+        self, rows: int, width: int, classes: int, *, half: bool = False, on_gpu: bool = False
+    ) -> Wants:
+        """Return what ``term`` wants of outputs, if an adapter can give it.
 
         Args:
             rows: of a batch, by the settings: the same on all workers and after a resume.
             width: of the student's hidden states.
             classes: of its output layer.
-            half_on_gpu: whether logits are computed in half precision on a GPU.
+            half: whether logits are computed in half precision.
+            on_gpu: whether on a GPU.
         """
-        return self._compare.takes_hidden(rows, width, classes, half_on_gpu=half_on_gpu)
+        return self._compare.wants(rows, width, classes, half=half, on_gpu=on_gpu)
 
     def term(
         self,

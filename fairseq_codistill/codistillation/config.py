@@ -24,7 +24,7 @@ from fairseq_codistill.objective import (
 from fairseq_codistill.records import is_text, printable
 
 MODES = ("async", "lockstep")
-HEADS = ("auto", "factored", "chunked", "naive")
+HEADS = ("auto", "factored", "joint", "chunked", "naive")
 
 
 class ConfigError(ValueError):
@@ -88,8 +88,9 @@ class CodistillationConfig:
     codistill_head: str = _flag(
         "auto",
         "how the divergence is computed; naive: from both models' logits; factored: the same from "
-        "their last hidden states, without the peers' logits (not for kl); chunked: some tokens' "
-        "logits at a time; auto: what costs least, by --max-tokens and the model's size",
+        "their last hidden states, without the peers' logits (not for kl); joint: the difference "
+        "in one product, exact in half precision (for logit-mse); chunked: some tokens' logits at "
+        "a time; auto: what is exact and costs least, by --max-tokens and the model",
     )
     codistill_fused_ce: bool = _flag(
         False, "compute the cross-entropy from some tokens' logits at a time: much less memory"
@@ -220,6 +221,11 @@ class CodistillationConfig:
             raise ConfigError(
                 "--codistill-head factored does not go with --codistill-divergence kl, which needs "
                 "the logits; give auto, chunked or naive"
+            )
+        if self.codistill_head == "joint" and self.codistill_divergence != "logit-mse":
+            raise ConfigError(
+                f"--codistill-head joint is for --codistill-divergence logit-mse, and this is "
+                f"{self.codistill_divergence}; give auto, chunked or naive"
             )
         _positive("temperature", self.codistill_temperature)
         self._check_alpha()

@@ -182,9 +182,15 @@ def logits_of(model: nn.Module, output: Any, target: Tensor) -> Tensor:
     return logits
 
 
-def hidden(rows: Tensor, layer: nn.Linear) -> Hidden:
-    """Return a model's output before its output layer."""
-    return Hidden(rows, Head(layer.weight, layer.bias))
+def hidden(rows: Tensor, layer: nn.Linear, logits: Tensor | None = None) -> Hidden:
+    """Return a model's output before its output layer, with the logits where they are to hand."""
+    flat = None if logits is None else logits.flatten(0, -2)
+    return Hidden(rows, Head(layer.weight, layer.bias), flat)
+
+
+def _rows(of_tokens: Tensor, keep: Tensor | None) -> Tensor:
+    """Return what there is of the tokens that count, a row each."""
+    return of_tokens.flatten(0, 1) if keep is None else of_tokens[keep]
 
 
 class PeerOutputs:
@@ -197,24 +203,28 @@ class PeerOutputs:
         self._plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def __call__(
-        self, peer: nn.Module, net_input: dict[str, Any], target: Tensor, keep: Tensor
+        self,
+        peer: nn.Module,
+        net_input: dict[str, Any],
+        target: Tensor,
+        keep: Tensor | None = None,
     ) -> Hidden | Tensor:
-        """Return a peer's output on the target tokens that count.
+        """Return a peer's output on the target tokens that count, one row each.
 
         Args:
             peer: its model.
             net_input: of a batch of fairseq's.
             target: of the same batch, (sentences, tokens).
-            keep: which target tokens count, (sentences, tokens).
+            keep: which target tokens count, (sentences, tokens); all unless given.
         """
         layer = output_layer(peer)
         if layer is None or not self._is_plain(peer, net_input, layer):
-            return logits_of(peer, peer(**net_input), target)[keep]
+            return _rows(logits_of(peer, peer(**net_input), target), keep)
         seen = run(peer, net_input, layer, logits=False)
         if seen.hidden is None:
             # Its code goes another way with this batch.
-            return logits_of(peer, peer(**net_input), target)[keep]
-        return hidden(seen.hidden[keep], layer)
+            return _rows(logits_of(peer, peer(**net_input), target), keep)
+        return hidden(_rows(seen.hidden, keep), layer)
 
     def _is_plain(self, peer: nn.Module, net_input: dict[str, Any], layer: nn.Linear) -> bool:
         if peer not in self._plain:

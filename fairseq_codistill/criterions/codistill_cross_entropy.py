@@ -18,6 +18,7 @@ from fairseq_codistill.codistillation import (
     CHANGES,
     Codistillation,
     ConfigError,
+    Wants,
     peers_asked,
     staleness_asked,
 )
@@ -75,6 +76,7 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         # Whether the numbers of a forward pass bear out what was seen of it; None before the first.
         self._confirmed: bool | None = None
         self._said = False
+        self._wants = Wants.LOGITS
 
     def forward(
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
@@ -100,7 +102,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 logits = _hidden.logits_of(model, seen.output, sample["target"])
         hidden: Hidden | None = None
         if layer is not None and seen.hidden is not None:
-            hidden = _hidden.hidden(seen.hidden[keep], layer)
+            if self._wants is Wants.BOTH and not fused:
+                hidden = _hidden.hidden(seen.hidden.flatten(0, 1), layer, logits)
+            else:
+                hidden = _hidden.hidden(seen.hidden[keep], layer)
         if fused:
             assert hidden is not None
             smoothed, nll = fused_cross_entropy(
@@ -157,17 +162,17 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         layer = _hidden.output_layer(model)
         if layer is None or self._confirmed is False:
             return None
-        wanted = self.fused
+        self._wants = Wants.LOGITS
         if codistillation is not None:
             weight = layer.weight
-            half = self.task.cfg.amp or weight.dtype in (torch.float16, torch.bfloat16)
-            wanted |= codistillation.takes_hidden(
+            self._wants = codistillation.wants(
                 self._rows,
                 layer.in_features,
                 layer.out_features,
-                half_on_gpu=half and weight.device.type == "cuda",
+                half=self.task.cfg.amp or weight.dtype in (torch.float16, torch.bfloat16),
+                on_gpu=weight.device.type == "cuda",
             )
-        return layer if wanted else None
+        return layer if self.fused or self._wants is not Wants.LOGITS else None
 
     def _run(
         self, model: nn.Module, net_input: dict[str, Any], layer: nn.Linear | None, fused: bool
@@ -250,24 +255,29 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         Args:
             codistillation: this group's side.
             logits: the student's, (sentences, tokens, V), if they were made.
-            hidden: the student's output on the target tokens before its output layer, if that is
-                wanted; one of the two is there.
+            hidden: the student's output before its output layer, if that is wanted, on the target
+                tokens that count, or with the logits on all; one of the two is there.
             sample: the batch.
             keep: which target tokens are none of padding, (sentences, tokens).
         """
         net_input, target = sample["net_input"], sample["target"]
-        if hidden is not None:
+        if hidden is not None and hidden.logits is None:
             rows = codistillation.term(
                 hidden, lambda peer: self._of_peer(peer, net_input, target, keep), target[keep]
             )
             return None if rows is None else rows.sum()
-        assert logits is not None
-        rows = codistillation.term(
-            logits,
-            lambda peer: _hidden.logits_of(peer, peer(**net_input), target),
-            target.masked_fill(~keep, -1),
-        )
-        return None if rows is None else rows.masked_fill(~keep, 0).sum()
+        # Of all tokens: nothing has to be copied, and no GPU waited for.
+        targets = target.masked_fill(~keep, -1)
+        if hidden is not None:
+            rows = codistillation.term(
+                hidden, lambda peer: self._of_peer(peer, net_input, target), targets.flatten()
+            )
+        else:
+            assert logits is not None
+            rows = codistillation.term(
+                logits, lambda peer: _hidden.logits_of(peer, peer(**net_input), target), targets
+            )
+        return None if rows is None else rows.masked_fill(~keep.view_as(rows), 0).sum()
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from fairseq_codistill.objective.factored import (
     own,
 )
 from fairseq_codistill.objective.fused import chunked, fused_cross_entropy
+from fairseq_codistill.objective.joint import joint_logit_mse
 from fairseq_codistill.objective.output import Head, Hidden, Output, as_logits
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "cross",
     "factored_logit_mse",
     "fused_cross_entropy",
+    "joint_logit_mse",
     "make_divergence",
     "own",
     "weight",

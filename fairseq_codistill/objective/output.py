@@ -65,10 +65,12 @@ class Hidden:
     Attributes:
         rows: last hidden states, (N, d).
         head: the output layer.
+        logits: what the layer has made of them, (N, V), where they are there anyway.
     """
 
     rows: Tensor
     head: Head
+    logits: Tensor | None = None
 
 
 # Logits of shape (..., V), or what they would be made of.
@@ -79,4 +81,6 @@ def as_logits(output: Output) -> Tensor:
     """Give the logits, which are made if they are not there."""
     if isinstance(output, Tensor):
         return output
+    if output.logits is not None:
+        return output.logits
     return F.linear(output.rows, output.head.weight, output.head.bias)

@@ -235,7 +235,10 @@ class VisionConfig(CodistillationConfig):
         if self.nesterov and self.momentum == 0:
             raise ConfigError("--nesterov needs --momentum above 0; leave out one of them")
         for flag, there in (
-            (f"head {self.codistill_head}", self.codistill_head in ("factored", "chunked")),
+            (
+                f"head {self.codistill_head}",
+                self.codistill_head in ("factored", "joint", "chunked"),
+            ),
             ("fused-ce", self.codistill_fused_ce),
         ):
             if there:
