@@ -60,7 +60,7 @@ TRANSFORMER = f"--arch transformer {SIZE} --share-all-embeddings " + (
 )
 MODEL = TRANSFORMER.format(2, 64, 256)
 COMMON = """
-    --dropout 0.1 --max-tokens 600 --log-interval 1 --log-format json --no-epoch-checkpoints
+    --dropout 0.1 --max-tokens 300 --log-interval 1 --log-format json --no-epoch-checkpoints
     --no-save --num-workers 0 --data-buffer-size 0 --cpu
 """.split()
 ADAM = f"--optimizer adam --lr {LR} --lr-scheduler inverse_sqrt --warmup-updates 50".split()
