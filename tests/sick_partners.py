@@ -45,7 +45,7 @@ from harness import CODISTILL, LOCKSTEP, Run
 from long_runs import Found, Results, end, log_of, start, table
 from sick_group import user_dir
 
-UPDATES = 250
+UPDATES = 200
 INTERVAL = 20
 LR = 0.002
 # Two standard errors; in lockstep, seconds.
@@ -256,9 +256,9 @@ TRANSLATORS = {
 }
 # V2's learning rate falls at two milestones, and its weight decay with it.
 V2 = """
-    --batch-size 16 --epochs 16 --lr-schedule goyal --lr-milestones 8,13 --warmup-epochs 1
+    --batch-size 16 --epochs 12 --lr-schedule goyal --lr-milestones 6,10 --warmup-epochs 1
     --momentum 0.9 --weight-decay 5e-3 --weight-decay-schedule 5e-4,0
-    --weight-decay-milestones 7,14 --log-interval 5
+    --weight-decay-milestones 5,11 --log-interval 5
 """.split()
 NETWORKS = {
     "the same": "--arch resnet8_cifar --width 8",
@@ -300,7 +300,7 @@ def check_sound(
         if number % 5 < 3:
             kinds = list(TRANSLATORS.items())
             peer, model = kinds[number % len(kinds)] if number % 5 else kinds[number // 5 % 5]
-            command = ["fairseq-train", str(corpus), *TRANSLATION, *ADAM, "--max-update", "200"]
+            command = ["fairseq-train", str(corpus), *TRANSLATION, *ADAM, "--max-update", "120"]
             command += [*T1.split(), "--codistill-peer-dropout"] if number % 2 else []
             name, models, alpha = "translation", (MODEL, model), "T1's" if number % 2 else "1"
         else:

@@ -108,9 +108,11 @@ SENTENCES = ("--batch-size", "10")
 SETTINGS = (
     Setting("4 d, below", "naive", 250, flags=ADAM),
     Setting("4 d, above", "factored", 290, flags=ADAM),
-    Setting("kl, few logits", "naive", 290, flags=KL),
-    Setting("kl, fused", "chunked", 290, flags=(*KL, "--codistill-fused-ce")),
-    Setting("fused, below 4 d", "factored", 250, flags=(*ADAM, "--codistill-fused-ce")),
+    Setting("kl, few logits", "naive", 290, flags=KL, workers=(1,)),
+    Setting("kl, fused", "chunked", 290, flags=(*KL, "--codistill-fused-ce"), workers=(2,)),
+    Setting(
+        "fused, below 4 d", "factored", 250, flags=(*ADAM, "--codistill-fused-ce"), workers=(2,)
+    ),
     Setting(
         "3.5 d, 2^25 logits, below", "naive", 63, width=16, classes=530_000, flags=ADAM, **HEAVY
     ),
