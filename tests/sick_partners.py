@@ -37,8 +37,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
-import chaos
+import conftest
 import vision_harness
 from faults import Tail
 from harness import CODISTILL, LOCKSTEP, Run
@@ -91,11 +92,23 @@ class Partner:
 
 PARTNERS = {
     "lr x 300": Partner(lr=300.0),
+    "lr x 1e5": Partner(lr=1e5),
     "lr x 1e8": Partner(lr=1e8),
     "finite weights that overflow": Partner(publishes="overflow"),
     "NaN in training": Partner(lr=1e40),
     "NaN published": Partner(publishes="NaN"),
 }
+
+
+def write_corpus(folder: Path) -> Path:
+    """Write a corpus of some 1,200 words; with few classes an alpha of 1 is a very large one."""
+    sizes = {"NOUNS": 600, "VERBS": 300, "ADJECTIVES": 200, "ADVERBS": 100}
+    words = {
+        kind: {f"{kind.lower()}-{i}": f"{kind[:-1].lower()}-{i}" for i in range(size)}
+        for kind, size in sizes.items()
+    }
+    with mock.patch.multiple(conftest, **words):
+        return conftest.write_corpus(folder, pairs=20000)
 
 
 def final_nll(log: str) -> float:
@@ -159,7 +172,7 @@ def compare_async(results: Results, corpus: Path, seeds: int) -> tuple[list[Foun
         one = list(found.values())
         if not passed:
             problems.append(f"beside {name} the NLL differs by {mean:+.4f} ± {error:.4f}")
-        if name != "NaN in training" and any(f["seen"] + f["rejected"] == 0 for f in one):
+        if any(f["seen"] + f["rejected"] == 0 and not f["died"] for f in one):
             problems.append(f"a group never met its partner: {name}")
         rows.append(
             {
@@ -180,7 +193,7 @@ def compare_async(results: Results, corpus: Path, seeds: int) -> tuple[list[Foun
 # In the log of the group that is sick, or of the one that cannot use what it publishes.
 BAD = re.compile(
     r'"loss": "(?:nan|inf)"|FloatingPointError|Nan/Inf|NaN or Inf|cannot be published|'
-    r"not finite|rejected"
+    r"not finite|snapshot of update \d+ rejected"
 )
 
 
@@ -348,7 +361,7 @@ def main() -> int:
     out = options.out.absolute()
     corpus, images = out / "corpus" / "bin", out / "images"
     if not corpus.exists():
-        chaos.write_corpus(corpus.parent)
+        write_corpus(corpus.parent)
     if not images.exists():
         vision_harness.write_images(images, train=40, valid=10, classes=vision_harness.CLASSES)
     results = Results(out)
