@@ -4,9 +4,9 @@
 
 Real groups, started by ``codistill launch`` on the CPU.  It trains
 
-- for each seed, in async mode, a group alone, and the same group beside each of five sick
-  partners: two with a learning rate that is much too large, one whose weights are finite and whose
-  forward pass overflows, one that dies of NaN, and one that publishes NaN as no group of this
+- for each seed, in async mode, a group alone, and the same group beside a sound partner, and
+  beside sick ones: with a learning rate that is much too large, with finite weights whose forward
+  pass overflows, with one that dies of NaN, and with one that publishes NaN as no group of this
   version does;
 - in lockstep two groups of which one is each of these partners, to see how soon both end;
 - in async mode with T = 1 twenty pairs of sound groups, of translation and of images, with
@@ -15,7 +15,9 @@ Real groups, started by ``codistill launch`` on the CPU.  It trains
 Prints tables.  The exit status is 0 only if
 
 - the mean difference of the healthy group's validation NLL from training alone, with the same
-  seed, is within two standard errors of 0 for each partner;
+  seed, is within two standard errors of 0 for each partner, but for the sound one and the one
+  whose learning rate is multiplied with 300: with this model and Adam it does not diverge, and is
+  a peer as others are (its NLL is in the table);
 - in lockstep both groups end with status 1 within 30 seconds of the first bad state, and a
   sentence in the log names the peer;
 - no log of a sound run says that a peer was left out or a snapshot rejected, and each group had a
@@ -75,27 +77,32 @@ class Partner:
     """A sick partner.
 
     Attributes:
-        lr: what its learning rate is multiplied with.
+        factor: what its learning rate is multiplied with.
+        lr: its learning rate in place of that.
         publishes: a kind of ``sick_group.infect``; None if it publishes its own weights.
     """
 
-    lr: float = 1.0
+    factor: float = 1.0
+    lr: float | None = None
     publishes: str | None = None
 
     def flags(self, lr: float, work: Path, first: int) -> str:
         """Return the flags of its group, beside those of both."""
-        flags = f"{MODEL} --lr {lr * self.lr:g} --warmup-updates {50 if self.lr == 1 else 1}"
+        own = lr * self.factor if self.lr is None else self.lr
+        flags = f"{MODEL} --lr {own:g}" + ("" if own == lr else " --warmup-updates 1")
         if self.publishes is not None:
             flags += f" --user-dir {user_dir(work / 'sick', self.publishes, first)}"
         return flags
 
 
+CONTROL, MILD = "sound", "lr x 300"
 PARTNERS = {
-    "lr x 300": Partner(lr=300.0),
-    "lr x 1e5": Partner(lr=1e5),
-    "lr x 1e8": Partner(lr=1e8),
+    CONTROL: Partner(),
+    MILD: Partner(factor=300.0),
+    "--lr 300": Partner(lr=300.0),
+    "--lr 1e8": Partner(lr=1e8),
     "finite weights that overflow": Partner(publishes="overflow"),
-    "NaN in training": Partner(lr=1e40),
+    "NaN in training": Partner(lr=1e38),
     "NaN published": Partner(publishes="NaN"),
 }
 
@@ -144,6 +151,7 @@ def train_async(corpus: Path, seed: int, partner: Partner | None, work: Path) ->
         "left_out": len(re.findall(r"\| peer 1 left out: ", log)),
         "rejected": len(re.findall(r"\| peer 1: snapshot of update \d+ rejected", log)),
         "updates_with_peer": sum(loss > 0 for loss in used),
+        "partners_nll": [line["nll_loss"] for line in Run(out, sick).lines()][-1:],
         "died": len(re.findall(r"FloatingPointError", sick)) > 0,
     }
 
@@ -168,7 +176,7 @@ def compare_async(results: Results, corpus: Path, seeds: int) -> tuple[list[Foun
         differences = [found[seed]["nll"] - alone[seed] for seed in alone]
         mean = statistics.mean(differences)
         error = statistics.stdev(differences) / math.sqrt(seeds) if seeds > 1 else math.nan
-        passed = mean == 0 or abs(mean) <= ERRORS * error
+        passed = mean == 0 or abs(mean) <= ERRORS * error or name in (CONTROL, MILD)
         one = list(found.values())
         if not passed:
             problems.append(f"beside {name} the NLL differs by {mean:+.4f} ± {error:.4f}")
@@ -184,7 +192,10 @@ def compare_async(results: Results, corpus: Path, seeds: int) -> tuple[list[Foun
                 "left out": ", ".join(str(f["left_out"]) for f in one),
                 "rejected": ", ".join(str(f["rejected"]) for f in one),
                 "updates that used it": ", ".join(str(f["updates_with_peer"]) for f in one),
-                "within": "yes" if passed else "NO",
+                "partner's training NLL": ", ".join(
+                    f"{nll:.4g}" for f in one for nll in f["partners_nll"]
+                ),
+                "within": "not asked" if name in (CONTROL, MILD) else "yes" if passed else "NO",
             }
         )
     return rows, problems
@@ -234,6 +245,8 @@ def compare_lockstep(results: Results, corpus: Path) -> tuple[list[Found], list[
     """Return a row for each partner, and what is wrong."""
     rows, problems = [], []
     for name, partner in PARTNERS.items():
+        if name == CONTROL:
+            continue
         found = results.get(
             f"lockstep-{name.replace(' ', '-')}", partial(train_lockstep, corpus, partner)
         )
