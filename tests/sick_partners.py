@@ -137,7 +137,7 @@ def train_async(corpus: Path, seed: int, partner: Partner | None, work: Path) ->
     out = work / "out"
     process = start(["fairseq-train", str(corpus), *flags], out, options)
     ended = out / "group-0" / "ended.json"
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while process.poll() is None and not ended.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     # What the partner still has to do is of no interest.
@@ -217,7 +217,7 @@ def train_lockstep(corpus: Path, partner: Partner, work: Path) -> Found:
     out = work / "out"
     process = start(["fairseq-train", str(corpus), *flags], out, options)
     tails = [Tail(out / f"group-{group}" / "log.txt") for group in (0, 1)]
-    bad, line, deadline = None, "", time.monotonic() + 300
+    bad, line, deadline = None, "", time.monotonic() + 600
     spoilt = out / "exchange" / "group-1" / f"{INTERVAL:010d}.json"
     while (status := process.poll()) is None and time.monotonic() < deadline:
         for group, tail in enumerate(tails):
@@ -305,7 +305,7 @@ def train_sound(
         options += ["--group", f"{group}: {model}"]
     out = work / "out"
     process = start(flags, out, options)
-    status = process.wait(timeout=400)
+    status = process.wait(timeout=900)
     logs = [log_of(out, group) for group in (0, 1)]
     assert status == 0, (out / "launch.txt").read_text() + "".join(log[-2000:] for log in logs)
     return {

@@ -44,7 +44,7 @@ from long_runs import Found, Results, end, log_of, start, table
 
 STOPS = ("SIGTERM", "SIGINT", "--max-update")
 KILLS = ("SIGKILL, a group", "SIGKILL, all")
-SECONDS = 400.0
+SECONDS = 900.0
 TRAINED = re.compile(r'\| train_inner \| \{.*"num_updates": "(\d+)"')
 
 COMMON = """
