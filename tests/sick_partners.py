@@ -379,11 +379,11 @@ def main() -> int:
         vision_harness.write_images(images, train=40, valid=10, classes=vision_harness.CLASSES)
     results = Results(out)
     tables, problems = {}, []
-    if "async" in options.only:
-        tables["async"], wrong = compare_async(results, corpus, options.seeds)
-        problems += wrong
     if "lockstep" in options.only:
         tables["lockstep"], wrong = compare_lockstep(results, corpus)
+        problems += wrong
+    if "async" in options.only:
+        tables["async"], wrong = compare_async(results, corpus, options.seeds)
         problems += wrong
     if "sound" in options.only:
         tables["sound"], wrong = check_sound(results, corpus, images, options.sound)
