@@ -213,7 +213,8 @@ class Membership:
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._publisher.close()
         # What is not finite may have ended training before the next snapshot was due.
-        final = (self._refused() or failure) if self._lockstep else None
+        refused = self._refused() if self._lockstep else None
+        final = refused or (failure if self._lockstep else None)
         if final is not None:
             self.note_failure(final)
         self.say_goodbye()
