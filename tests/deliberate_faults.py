@@ -988,8 +988,9 @@ FAULTS = [
     Fault(
         "what-is-lost-with-an-overflow-is-not-logged",
         CRITERION,
-        '            logging_output["codistill_leads"] = leads\n',
-        '            codistillation.note_logged()\n            logging_output["codistill_leads"] = leads\n',
+        "            leads = int(codistillation.workers.leader)\n",
+        "            codistillation.note_logged()\n"
+        "            leads = int(codistillation.workers.leader)\n",
         ("test_adapter",),
     ),
     Fault(

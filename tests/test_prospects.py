@@ -333,6 +333,33 @@ def test_launch_stops_both_groups_when_one_has_diverged(corpus, tmp_path):
     assert "; restart " not in told
 
 
+def test_launch_stops_both_groups_when_training_ends_of_numbers_that_are_not_finite(
+    corpus, tmp_path
+):
+    """Before a snapshot is due, so that there is none that would be refused."""
+    flags = [*LOCKSTEP, "--codistill-interval", "8", "--disable-validation", "--no-save"]
+    flags += ["--codistill-timeout", "1800", "--dropout", "0"]
+    process = start_launch(
+        corpus, tmp_path, *flags, options=["--group", "1: --lr 1e30", "--max-restarts", "3"]
+    )
+    assert process.wait(timeout=300) == 1
+    logs = [tmp_path / f"group-{i}" / "log.txt" for i in (0, 1)]
+    healthy, ill = [log.read_text() for log in logs]
+    said = re.search(
+        r"this group ends for good: (training of group 1 has diverged at update \d "
+        r"\(gradients are Nan/Inf\); give a lower --lr or --codistill-alpha)$",
+        ill,
+        re.M,
+    )[1]
+    assert re.search(
+        rf"^codistill: error: peer 1 stops for good at update \d: {re.escape(said)}$", healthy, re.M
+    )
+    assert logs[0].stat().st_mtime - logs[1].stat().st_mtime < 30
+    told = (tmp_path / "launch.txt").read_text()
+    assert told.count("for good: gave up") == 2
+    assert "; restart " not in told
+
+
 @pytest.mark.full
 def test_groups_started_by_hand_stop_when_one_is_stopped(corpus, tmp_path):
     flags = [*CODISTILL, *LOCKSTEP, "--codistill-num-groups", "2", "--codistill-interval", "1"]

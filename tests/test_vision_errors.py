@@ -9,6 +9,7 @@ from harness import LOCKSTEP, environment
 from vision_harness import CLASSES, TINY, files, launch_command, refused, write_images
 
 from fairseq_codistill.codistillation import ConfigError
+from fairseq_codistill.exchange import Store, read_alive
 from fairseq_codistill.vision.__main__ import main
 from fairseq_codistill.vision.flags import parse
 
@@ -184,6 +185,18 @@ def test_what_has_come_to_nothing_is_not_saved(data, tmp_path, capfd):
     said = refused(capfd, *common, "--lr", "1e30", "--lr-schedule", "cosine")
     assert said.startswith("--lr: training has diverged, the loss before update 4 is nan")
     assert files(tmp_path / "run") == before
+
+
+def test_in_lockstep_the_others_are_told_that_training_has_come_to_nothing(data, tmp_path, capfd):
+    flags = ["--data", data, "--save-dir", tmp_path / "run", "--lr", "1e30"]
+    flags += [*LOCKSTEP, "--codistill-num-groups", "2", "--codistill-dir", tmp_path / "exchange"]
+    # Nobody is waited for, and no snapshot is due in which the numbers would be seen.
+    flags += ["--codistill-burn-in", "100", "--codistill-interval", "100"]
+    said = refused(capfd, *flags)
+    assert said.startswith("--lr: training has diverged, the loss before update")
+    alive = read_alive(Store(str(tmp_path / "exchange")), 0)
+    assert alive.failure == said
+    assert not alive.running
 
 
 def launched_with_a_fourth_class(tmp_path, *flags: str) -> tuple[int, list[str]]:

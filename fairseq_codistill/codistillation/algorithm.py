@@ -196,12 +196,17 @@ class Codistillation:
         if self._membership is not None:
             self._membership.say_goodbye()
 
-    def abandon(self) -> None:
-        """End without having reached the end."""
+    def abandon(self, failure: str | None = None) -> None:
+        """End without having reached the end.
+
+        Args:
+            failure: why training cannot go on, if it would come to the same end again; in lockstep
+                the groups that wait for this one are told, and launch does not start it again.
+        """
         if self._source is not None:
             self._source.stop()
         if self._membership is not None:
-            self._membership.abandon()
+            self._membership.abandon(failure)
 
     # Within an update.
 

@@ -205,14 +205,19 @@ class Membership:
         """Say that the process is gone without having reached the end, if nothing else was said."""
         self._presence.release(finished=False)
 
-    def abandon(self) -> None:
-        """End without having reached the end: publish nothing, say that the process is gone."""
+    def abandon(self, failure: str | None = None) -> None:
+        """End without having reached the end: publish nothing, say that the process is gone.
+
+        Args:
+            failure: why training cannot go on, if it would come to the same end again.
+        """
         self._publisher.wait(timeout=LEAVE_SECONDS, failing=0)
         self._publisher.close()
         # What is not finite may have ended training before the next snapshot was due.
         refused = self._refused() if self._lockstep else None
-        if refused is not None:
-            self.note_failure(refused)
+        final = refused or (failure if self._lockstep else None)
+        if final is not None:
+            self.note_failure(final)
         self.say_goodbye()
 
     def check_published(self) -> None:

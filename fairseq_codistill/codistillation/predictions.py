@@ -132,8 +132,8 @@ class PredictionExchange:
     def finish(self, update: int) -> None:
         """There is nothing to end."""
 
-    def abandon(self) -> None:
-        """There is nothing to give up."""
+    def abandon(self, failure: str | None = None) -> None:
+        """There is nothing to give up, and nobody to tell."""
 
     @property
     def stall(self) -> float:

@@ -49,8 +49,8 @@ class Seam(Protocol):
     def finish(self, update: int) -> None:
         """End, after ``update`` updates."""
 
-    def abandon(self) -> None:
-        """End without having reached the end."""
+    def abandon(self, failure: str | None = None) -> None:
+        """End without having reached the end; ``failure`` is why it would do so again, if so."""
 
     @property
     def stall(self) -> float:

@@ -4,6 +4,7 @@ import argparse
 import atexit
 import hashlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class CodistillTranslationTask(TranslationTask):
         self._epoch = 1
         self._end = _TrainingEnd(self._finish)
         self._boundary: tuple[int, int] | None = None
+        # Why training has come to nothing, once it has.
+        self._diverged: str | None = None
 
     @classmethod
     def setup_task(cls, cfg: CodistillTranslationConfig, **kwargs: Any) -> TranslationTask:
@@ -219,6 +222,7 @@ class CodistillTranslationTask(TranslationTask):
         """
         # The epoch too: after an overflow in an epoch's last batch the next one begins at the
         # same update, with its own alpha.
+        self._note_divergence(update_num)
         boundary = (update_num, self._epoch)
         if self.codistillation is not None and boundary != self._boundary:
             self._boundary = boundary
@@ -236,6 +240,19 @@ class CodistillTranslationTask(TranslationTask):
         logged = any(log.get("codistill_leads", 0) > 0 for log in logging_outputs)
         if self.codistillation is not None and logged:
             self.codistillation.note_logged()
+
+    def _note_divergence(self, update: int) -> None:
+        """Note that fairseq is about to end training because of numbers that are not finite.
+
+        It runs the batch once more then, while it handles the error, to find out where they are.
+        """
+        error = sys.exception()
+        if self._diverged is None and isinstance(error, FloatingPointError):
+            why = " ".join(str(error).split())
+            self._diverged = (
+                f"training of group {self.cfg.codistill_group} has diverged at update {update} "
+                f"({why:.200}); give a lower --lr or --codistill-alpha"
+            )
 
     def _join(self, model: nn.Module, settings: CodistillationConfig) -> None:
         assert self._model_cfg is not None, "fairseq builds the model before the first epoch"
@@ -267,7 +284,9 @@ class CodistillTranslationTask(TranslationTask):
         codistillation = Codistillation(
             settings, group, model.state_dict, teachers, Path(self.cfg.save_dir), updates
         )
-        atexit.register(lambda: None if self._end.reached else codistillation.abandon())
+        atexit.register(
+            lambda: None if self._end.reached else codistillation.abandon(self._diverged)
+        )
         if codistillation.workers.leader:
             sigterm.end_in_order(codistillation.say_goodbye)
         self.codistillation = codistillation

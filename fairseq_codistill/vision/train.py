@@ -125,9 +125,9 @@ class Trainer:
         )
         try:
             self._train(codistillation)
-        except BaseException:
+        except BaseException as error:
             if codistillation is not None:
-                codistillation.abandon()
+                codistillation.abandon(str(error) if isinstance(error, _Diverged) else None)
             raise
         if codistillation is not None:
             codistillation.finish(self._update)
@@ -398,6 +398,10 @@ def order_of(config: VisionConfig, images: int, workers: int) -> data.Order:
     )
 
 
+class _Diverged(ConfigError):
+    """The loss is not finite."""
+
+
 def _check_finite(loss: float, update: int) -> None:
     """Stop a run that has come to nothing, before it replaces more checkpoints.
 
@@ -405,10 +409,10 @@ def _check_finite(loss: float, update: int) -> None:
     while the running statistics of batch norm are young, or learning rate and alpha are high.
 
     Raises:
-        ConfigError: if the loss is not finite; on all workers, which have the same.
+        _Diverged: if the loss is not finite; on all workers, which have the same.
     """
     if not math.isfinite(loss):
-        raise ConfigError(
+        raise _Diverged(
             f"--lr: training has diverged, the loss before update {update} is {loss}; give a "
             "lower --lr or --codistill-alpha, or begin with --warmup-epochs or --codistill-burn-in"
         )
