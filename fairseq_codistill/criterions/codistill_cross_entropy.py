@@ -98,8 +98,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             logits: Tensor | None = None
             if codistillation is not None and not fused:
                 logits = _hidden.logits_of(model, seen.output, sample["target"])
+        asks = codistillation is not None and codistillation.asks
         hidden: Hidden | None = None
-        if layer is not None and seen.hidden is not None:
+        # A GPU is waited for here, so only where the rows are needed.
+        if (fused or asks) and layer is not None and seen.hidden is not None:
             hidden = _hidden.hidden(seen.hidden[keep], layer)
         if fused:
             assert hidden is not None
@@ -121,8 +123,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
 
         loss = smoothed
         if codistillation is not None:
-            with errors_as_sentences():
-                divergence = self._divergence(codistillation, logits, hidden, sample, keep)
+            divergence: Tensor | None = None
+            if asks:
+                with errors_as_sentences():
+                    divergence = self._divergence(codistillation, logits, hidden, sample, keep)
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
