@@ -129,7 +129,7 @@ class Watch(TorchDispatchMode):
                     dtypes=frozenset(tensor.dtype for tensor in came + went),
                     shape=tuple(came[0].shape),
                     autocast=torch.is_autocast_enabled("cuda"),
-                    tf32=torch.backends.cuda.matmul.allow_tf32,
+                    tf32=tf32_is_on(),
                 )
             )
         devices = {tensor.device.type for tensor in went if tensor.dim() or len(went) == 1}
@@ -139,6 +139,15 @@ class Watch(TorchDispatchMode):
                 self.seen.copies[_caller(), kind] += 1
             elif tensor.device.type == "cpu" and tensor.dim():
                 self.seen.strays[_caller(), str(func)] += 1
+
+
+def tf32_is_on() -> bool:
+    """Return whether torch may compute float32 products in TF32."""
+    matmul = torch.backends.cuda.matmul
+    # Newer torch refuses to read the old switch where the new one was set.
+    if hasattr(matmul, "fp32_precision"):
+        return matmul.fp32_precision == "tf32"
+    return matmul.allow_tf32
 
 
 def _masks(func: Any, args: Sequence[Any]) -> list[Tensor]:

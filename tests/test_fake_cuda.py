@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import Seen, backward, faked, gpu_that_is_not_there, on_gpu
+from fake_cuda import Seen, backward, faked, gpu_that_is_not_there, on_gpu, tf32_is_on
 from harness import eventually
 from test_adapter import LIGHTCONV, LSTM, WIDE, Student
 
@@ -69,7 +69,8 @@ class Side:
             return len(self.codistillation.peers) == PEERS
 
         eventually(all_live, f"not all of {PEERS} peers were live")
-        self._modules = [peer.module for peer in self.codistillation.peers]
+        self._peers = self.codistillation.peers
+        self._modules = [peer.module for peer in self._peers]
 
     def batches(self, precision, peers="student", count=1):
         """Return what some batches of one update gave, each looked at alone."""
@@ -81,7 +82,7 @@ class Side:
         passed = []
         with gpu_that_is_not_there(student.sample["ntokens"]) as (fake, watch):
             model = faked(student.model, fake, dtype).train()
-            for peer, module in zip(self.codistillation.peers, self._modules, strict=True):
+            for peer, module in zip(self._peers, self._modules, strict=True):
                 peer._module = faked(module, fake, dtype if peers == "student" else DTYPES[peers])
                 self.codistillation._acceptance.renew(peer.group)
             self.codistillation._compare._owns.clear()
@@ -161,18 +162,6 @@ def check_in_full(passed):
             assert not product.tf32, product
 
 
-@pytest.fixture(params=["high", "tf32"])
-def tf32(request):
-    """TF32 switched on as users do."""
-    matmul = torch.backends.cuda.matmul
-    if request.param == "high":
-        torch.set_float32_matmul_precision("high")
-    else:
-        matmul.fp32_precision = "tf32"
-    yield
-    torch.set_float32_matmul_precision("highest")
-
-
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
 @pytest.mark.parametrize(("divergence", "form"), FORMS)
 @pytest.mark.parametrize(("precision", "peers"), PRECISIONS)
@@ -186,3 +175,109 @@ def test_devices_and_dtypes(side, precision, peers, divergence, form, fused):
     if fused:
         for product in passed.forward.of(FUSED):
             assert product.dtypes == {computes_in(precision)}, product
+
+
+OTHERS = {
+    "dropout": (["--codistill-peer-dropout", "--dropout", "0.3"], None),
+    "lstm peers": ([], LSTM),
+    "wide peers": ([], WIDE),
+    "lightconv": (LIGHTCONV, None),
+}
+
+
+@pytest.mark.parametrize("form", ["naive", "factored", "chunked"])
+@pytest.mark.parametrize("precision", ["float16", "amp float16"])
+@pytest.mark.parametrize("models", OTHERS)
+def test_devices_and_dtypes_of_other_models(side, models, precision, form):
+    flags, peer_flags = OTHERS[models]
+    made = side(*flags, peer_flags=peer_flags).choose("logit-mse", form)
+    (passed,) = made.batches(precision)
+    check(passed, precision)
+    if form == "factored" and models != "lstm peers":
+        check_in_full(passed)
+
+
+def switch_tf32_on(way):
+    """Switch TF32 on in one of the ways that torch has."""
+    if way == "allow_tf32":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    elif way == "high":
+        torch.set_float32_matmul_precision("high")
+    elif way == "matmul":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    else:
+        torch.backends.fp32_precision = "tf32"
+
+
+@pytest.fixture
+def precisions_kept():
+    """What a test sets of TF32 is set back."""
+    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    before = (
+        (torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision) if new else ()
+    )
+    yield
+    torch.set_float32_matmul_precision("highest")
+    if new:
+        torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+NEW_WAYS = ["matmul", "all"] if hasattr(torch.backends.cuda.matmul, "fp32_precision") else []
+
+
+@pytest.mark.parametrize("way", ["allow_tf32", "high", *NEW_WAYS])
+@pytest.mark.parametrize("precision", ["float32", "amp bfloat16"])
+def test_tf32_is_off_in_the_factored_form_alone(side, precisions_kept, precision, way):
+    switch_tf32_on(way)
+    assert tf32_is_on()
+    (passed,) = side().choose("logit-mse", "factored").batches(precision)
+    check_in_full(passed)
+    elsewhere = [product for product in passed.forward.products if product.file != FACTORED]
+    assert elsewhere
+    assert all(product.tf32 for product in elsewhere)
+    assert tf32_is_on()
+
+
+# How often a batch has the host wait for the GPU: by a mask where the rows of the target tokens are
+# taken, of the student, of the targets (for the fused loss too) and of each peer; once more in the
+# gradient of the student's.
+BUDGET = {
+    ("naive", False): 0,
+    ("factored", False): 3 + PEERS,
+    ("chunked", False): 3 + PEERS,
+    ("naive", True): 4 + PEERS,
+    ("factored", True): 4 + PEERS,
+    ("chunked", True): 4 + PEERS,
+}
+# Once a snapshot of each peer more: whether its output can be learnt from.
+VERDICT = 20
+
+
+def waits(passed):
+    return sum(sum(seen.ours(seen.waits).values()) for seen in (passed.forward, passed.backward))
+
+
+@pytest.mark.parametrize(("form", "fused"), BUDGET)
+def test_the_gpu_is_waited_for_no_more_often_than_needed(side, form, fused):
+    made = side().choose("logit-mse", form, fused)
+    first, *later = made.batches("float16", count=3)
+    for passed in later:
+        assert waits(passed) <= BUDGET[form, fused], (passed.forward.waits, passed.backward.waits)
+    assert waits(first) <= BUDGET[form, fused] + PEERS * VERDICT
+
+
+@pytest.mark.parametrize("form", ["naive", "factored", "chunked"])
+@pytest.mark.parametrize("why", ["alpha is 0", "not their turn", "no peers"])
+def test_the_gpu_is_not_waited_for_where_no_peer_is_asked(side, monkeypatch, why, form):
+    made = side().choose("logit-mse", form)
+    codistillation = made.codistillation
+    if why == "alpha is 0":
+        monkeypatch.setattr(codistillation, "alpha", 0.0)
+    elif why == "not their turn":
+        monkeypatch.setattr(codistillation, "_every", 7)
+    else:
+        monkeypatch.setattr(codistillation, "_live", list)
+    _, passed = made.batches("float16", count=2)
+    assert passed.log["codistill_live"] == 0
+    for seen in (passed.forward, passed.backward):
+        assert seen.ours(seen.waits) == {}
