@@ -236,7 +236,9 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
             continue
         outputs = max(grads, default=0) + 1
         inputs = len(getattr(node, "_input_metadata", [])) or outputs
-        made = node(*(grads.get(i) for i in range(inputs))) if grads else ()
+        # A node of a function in Python is called in another way than torch's own.
+        run = getattr(node, "apply", node)
+        made = run(*(grads.get(i) for i in range(inputs))) if grads else ()
         made = made if isinstance(made, tuple) else (made,)
         for i, (after, place) in enumerate(node.next_functions):
             if after is None:

@@ -197,7 +197,11 @@ class PeerOutputs:
         self._plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def __call__(
-        self, peer: nn.Module, net_input: dict[str, Any], target: Tensor, keep: Tensor
+        self,
+        peer: nn.Module,
+        net_input: dict[str, Any],
+        target: Tensor,
+        places: tuple[Tensor, ...],
     ) -> Hidden | Tensor:
         """Return a peer's output on the target tokens that count.
 
@@ -205,16 +209,16 @@ class PeerOutputs:
             peer: its model.
             net_input: of a batch of fairseq's.
             target: of the same batch, (sentences, tokens).
-            keep: which target tokens count, (sentences, tokens).
+            places: of the target tokens that count, one tensor a dimension.
         """
         layer = output_layer(peer)
         if layer is None or not self._is_plain(peer, net_input, layer):
-            return logits_of(peer, peer(**net_input), target)[keep]
+            return logits_of(peer, peer(**net_input), target)[places]
         seen = run(peer, net_input, layer, logits=False)
         if seen.hidden is None:
             # Its code goes another way with this batch.
-            return logits_of(peer, peer(**net_input), target)[keep]
-        return hidden(seen.hidden[keep], layer)
+            return logits_of(peer, peer(**net_input), target)[places]
+        return hidden(seen.hidden[places], layer)
 
     def _is_plain(self, peer: nn.Module, net_input: dict[str, Any], layer: nn.Linear) -> bool:
         if peer not in self._plain:

@@ -100,13 +100,15 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 logits = _hidden.logits_of(model, seen.output, sample["target"])
         asks = codistillation is not None and codistillation.asks
         hidden: Hidden | None = None
-        # A GPU is waited for here, so only where the rows are needed.
+        places: tuple[Tensor, ...] = ()
         if (fused or asks) and layer is not None and seen.hidden is not None:
-            hidden = _hidden.hidden(seen.hidden[keep], layer)
+            # A GPU is waited for here: only where the rows are needed, and once for all.
+            places = keep.nonzero(as_tuple=True)
+            hidden = _hidden.hidden(seen.hidden[places], layer)
         if fused:
             assert hidden is not None
             smoothed, nll = fused_cross_entropy(
-                hidden.rows, hidden.head, sample["target"][keep], self.label_smoothing
+                hidden.rows, hidden.head, sample["target"][places], self.label_smoothing
             )
         else:
             smoothed, nll = self._cross_entropy(model, seen.output, sample, reduce)
@@ -126,7 +128,11 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             divergence: Tensor | None = None
             if asks:
                 with errors_as_sentences():
-                    divergence = self._divergence(codistillation, logits, hidden, sample, keep)
+                    divergence = (
+                        self._from_logits(codistillation, logits, sample, keep)
+                        if hidden is None
+                        else self._from_hidden(codistillation, hidden, sample, places)
+                    )
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
@@ -241,11 +247,31 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         )
         return nll, nll
 
-    def _divergence(
+    def _from_hidden(
+        self,
+        codistillation: Codistillation,
+        hidden: Hidden,
+        sample: dict[str, Any],
+        places: tuple[Tensor, ...],
+    ) -> Tensor | None:
+        """Return the divergence summed over the target tokens, padding left out.
+
+        Args:
+            codistillation: this group's side.
+            hidden: the student's output on the target tokens before its output layer.
+            sample: the batch.
+            places: of the target tokens that are none of padding, one tensor a dimension.
+        """
+        net_input, target = sample["net_input"], sample["target"]
+        rows = codistillation.term(
+            hidden, lambda peer: self._of_peer(peer, net_input, target, places), target[places]
+        )
+        return None if rows is None else rows.sum()
+
+    def _from_logits(
         self,
         codistillation: Codistillation,
         logits: Tensor | None,
-        hidden: Hidden | None,
         sample: dict[str, Any],
         keep: Tensor,
     ) -> Tensor | None:
@@ -253,19 +279,12 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
 
         Args:
             codistillation: this group's side.
-            logits: the student's, (sentences, tokens, V), if they were made.
-            hidden: the student's output on the target tokens before its output layer, if that is
-                wanted; one of the two is there.
+            logits: the student's, (sentences, tokens, V); they were made.
             sample: the batch.
             keep: which target tokens are none of padding, (sentences, tokens).
         """
-        net_input, target = sample["net_input"], sample["target"]
-        if hidden is not None:
-            rows = codistillation.term(
-                hidden, lambda peer: self._of_peer(peer, net_input, target, keep), target[keep]
-            )
-            return None if rows is None else rows.sum()
         assert logits is not None
+        net_input, target = sample["net_input"], sample["target"]
         rows = codistillation.term(
             logits,
             lambda peer: _hidden.logits_of(peer, peer(**net_input), target),
