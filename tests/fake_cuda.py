@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import fairseq
 import torch
+import torch.cuda.amp.common
+import torch.onnx.operators
 from harness import PLUGIN
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -259,21 +262,12 @@ def gpu_that_is_not_there(rows: int) -> Iterator[tuple[FakeTensorMode, Watch]]:
     Args:
         rows: how many places of a mask are set.
     """
-    import torch.cuda.amp.common
-    import torch.onnx.operators
-    from torch.amp import autocast_mode
-
-    before = autocast_mode.amp_definitely_not_available
-    shape_before = torch.onnx.operators.shape_as_tensor
-    # Otherwise autocast is off where there is no GPU.
-    for module in (autocast_mode, torch.cuda.amp.common):
-        module.amp_definitely_not_available = lambda: False
-    # fairseq's positions need numbers of it.
-    torch.onnx.operators.shape_as_tensor = lambda tensor: list(tensor.shape)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
+    with (
+        # Otherwise autocast is off where there is no GPU.
+        patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True),
+        # fairseq's positions would need numbers of the tensor.
+        patch.object(torch.onnx.operators, "shape_as_tensor", lambda tensor: list(tensor.shape)),
+    ):
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
         yield fake, Watch(fake, rows)
-    finally:
-        for module in (autocast_mode, torch.cuda.amp.common):
-            module.amp_definitely_not_available = before
-        torch.onnx.operators.shape_as_tensor = shape_before
