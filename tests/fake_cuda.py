@@ -174,10 +174,9 @@ def _caller() -> str:
     """Return the innermost file of the package, or of fairseq, that is running."""
     frame = sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
         for root in (PLUGIN, FAIRSEQ):
-            if path.is_relative_to(root):
-                return f"{root.name}/{path.relative_to(root)}"
+            if frame.f_code.co_filename.startswith(f"{root}/"):
+                return frame.f_code.co_filename.removeprefix(f"{root.parent}/")
         frame = frame.f_back
     return "elsewhere"
 

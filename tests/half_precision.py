@@ -123,7 +123,7 @@ def _backends(corpus: Path, rank: int, port: int, out: Path) -> None:
     flags = ["--distributed-world-size", "2", "--distributed-rank", str(rank), "--lr", "0.1"]
     flags += ["--codistill-num-groups", "2"]
     flags += ["--codistill-mode", "lockstep", "--codistill-interval", "1000"]
-    flags += ["--codistill-snapshot-dtype", "float32", "--fp16-init-scale", "4096"]
+    flags += ["--codistill-snapshot-dtype", "float32", "--fp16-init-scale", "128"]
     found = {}
     for case, more in CASES.items():
         for backend in BACKENDS:

@@ -129,6 +129,7 @@ def test_overflows_repeat_no_boundary_and_lose_no_counter(watched, precision):
 
     # Each update begins with an overflow; AMP repeats a batch by itself.
     assert not overflows or failed >= (one.updates - 1 if precision != "amp" else 1)
+    one.happened["skipped"] = one.side._membership.skipped
     assert one.happened["first_seen"] == 1
     assert one.happened["refreshed"] == 2
     assert {name: logged[name] for name in one.happened} == one.happened
@@ -176,7 +177,7 @@ def test_two_workers_go_through_overflows_and_what_they_train_is_exported(
     runs = [ended(worker, folder, log) for worker, log in zip(workers, logs, strict=True)]
     for run in runs:
         assert run.status == 0, run.log[-3000:]
-    (lines, run) = runs[0].lines(), runs[0]
+    run, lines = runs[0], runs[0].lines()
     assert ("overflow detected" in run.log) == (precision != "bf16")
     assert column(lines, "num_updates") == list(range(1, 21))
     assert column(lines, "codistill_peers") == [1] * 20
@@ -198,7 +199,7 @@ def test_two_workers_go_through_overflows_and_what_they_train_is_exported(
 def test_killed_and_resumed_it_goes_on(corpus, tmp_path, precision):
     other = Other(corpus, tmp_path / "exchange")
     flags = sharing(tmp_path, *PRECISIONS[precision], "--fp16-init-scale", "128")
-    flags += ["--save-interval-updates", "50", "--save-interval", "1000", "--disable-validation"]
+    flags += ["--save-interval-updates", "100", "--save-interval", "1000", "--disable-validation"]
     log, folder = tmp_path / "log.txt", tmp_path / "saved"
     first = start(corpus, log, *flags, "--max-update", "100000")
     try:
@@ -208,7 +209,7 @@ def test_killed_and_resumed_it_goes_on(corpus, tmp_path, precision):
         before = ended(first, folder, log)
     assert before.status == -signal.SIGKILL, before.log[-3000:]
     saved = int(before.checkpoint()["optimizer_history"][-1]["num_updates"])
-    assert saved >= 50
+    assert saved >= 100
     other.publish(7)
     log = tmp_path / "log-again.txt"
     again = start(corpus, log, *flags, "--max-update", str(saved + 60))
