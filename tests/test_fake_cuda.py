@@ -68,7 +68,7 @@ class Side:
             self.codistillation.at_boundary(50, epoch=1)
             return len(self.codistillation.peers) == PEERS
 
-        eventually(all_live, f"not all of {PEERS} peers were live")
+        eventually(all_live, f"not all of {PEERS} peers were live", 300)
         self._peers = self.codistillation.peers
         self._modules = [peer.module for peer in self._peers]
 
