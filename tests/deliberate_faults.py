@@ -30,6 +30,7 @@ EXCHANGE = "fairseq_codistill/exchange"
 CODISTILLATION = "fairseq_codistill/codistillation"
 OBJECTIVE = "fairseq_codistill/objective"
 CRITERION = "fairseq_codistill/criterions/codistill_cross_entropy.py"
+TASK = "fairseq_codistill/tasks/codistill_translation.py"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ def _tasks(name: str, file: str, old: str, new: str) -> Fault:
     return Fault(name, f"fairseq_codistill/tasks/{file}.py", old, new, ("test_own_models",))
 
 
+TRAIN_STEP = (
+    "            return super().train_step("
+    "sample, model, criterion, optimizer, update_num, ignore_grad)\n"
+)
 WRITE_TENSORS = '        self.store.write(f"{stem}.safetensors", data)\n'
 WRITE_MANIFEST = '        self.store.write(f"{stem}.json", content)\n'
 DELETE_MANIFEST = '        self.store.delete(f"{group_folder(group)}/{update:010d}.json")\n'
@@ -834,6 +839,52 @@ FAULTS = [
     ),
     _objective(
         "smoothing-of-the-right-class", "fused", "slope -= each", "slope -= 0", "test_fused"
+    ),
+    # What only a GPU, or half precision, shows.
+    _objective(
+        "a-tensor-is-left-on-the-cpu",
+        "factored",
+        "gram = mean.new_zeros(len(mean), len(mean))",
+        "gram = torch.zeros(len(mean), len(mean))",
+        "test_fake_cuda",
+    ),
+    _objective(
+        "a-float16-product-in-the-factored-form",
+        "factored",
+        "by_other = other @ peer.own.gram.to(h.dtype) - h @ peer.cross",
+        "by_other = (other.half() @ peer.own.gram.half()).to(h.dtype) - h @ peer.cross",
+        "test_fake_cuda",
+    ),
+    _objective(
+        "autocast-of-a-gpu-is-left-on",
+        "factored",
+        "with torch.autocast(like.device.type, enabled=False):",
+        'with torch.autocast("cpu", enabled=False):',
+        "test_fake_cuda",
+    ),
+    Fault(
+        "rows-are-taken-for-nothing",
+        CRITERION,
+        "if (fused or asks) and layer is not None",
+        "if layer is not None",
+        ("test_fake_cuda",),
+    ),
+    Fault(
+        "a-counter-is-read-before-the-commit",
+        TASK,
+        TRAIN_STEP,
+        TRAIN_STEP.replace("return", "output =")
+        + "            if self.codistillation is not None:\n"
+        + "                self.codistillation.note_logged()\n"
+        + "            return output\n",
+        ("test_half_precision",),
+    ),
+    Fault(
+        "an-overflow-repeats-the-boundary",
+        TASK,
+        "if self.codistillation is not None and boundary != self._boundary:",
+        "if self.codistillation is not None:",
+        ("test_half_precision",),
     ),
     # Products of output layers that hold no longer.
     _codistillation(

@@ -182,6 +182,20 @@ def test_gpus(tmp_path):
     assert "--distributed-port" not in worker.argv
 
 
+def test_amds_gpus(tmp_path):
+    devices = replace(divide(["0", "1", "2", "3"], groups=2, workers=None), rocm=True)
+    # ROCR_VISIBLE_DEVICES comes first: the other two count within what it leaves.
+    rocr = replace(divide(["4", "5", "6", "7"], groups=2, workers=None), rocm=True, rocr=True)
+    for given, cuda, hip, first in (
+        (devices, "2,3", "2,3", None),
+        (rocr, "0,1", "0,1", "6,7"),
+    ):
+        (worker,) = workers_of(plan(tmp_path, "fairseq-train", "d", devices=given), 1, PORT)
+        assert worker.env["CUDA_VISIBLE_DEVICES"] == cuda
+        assert worker.env["HIP_VISIBLE_DEVICES"] == hip
+        assert worker.env.get("ROCR_VISIBLE_DEVICES") == first
+
+
 @pytest.mark.parametrize(
     ("flags", "on"), [("", True), ("--no-cpu", False), ("--no-cpu --cpu", True)]
 )

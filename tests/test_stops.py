@@ -3,7 +3,7 @@
 import pytest
 from stops import KILLS, SETTINGS, STOPS, deal
 
-from fairseq_codistill.codistillation import CodistillationConfig
+from fairseq_codistill.codistillation import CodistillationConfig, Wants
 from fairseq_codistill.codistillation.comparison import (
     LARGE,
     MANY_LOGITS,
@@ -30,7 +30,8 @@ def test_auto_chooses_the_form_that_a_setting_is_there_for(setting):
             codistill_divergence="kl" if kl else "logit-mse", codistill_fused_ce=fused
         )
     )
-    assert comparison.takes_hidden(rows, setting.width, classes) == (setting.form != "naive")
+    wants = Wants.LOGITS if setting.form == "naive" else Wants.HIDDEN
+    assert comparison.wants(rows, setting.width, classes) is wants
     assert comparison._form == setting.form
 
 

@@ -218,6 +218,11 @@ class Codistillation:
         return [*self._live(), *self._teachers]
 
     @property
+    def asks(self) -> bool:
+        """Whether ``term`` asks anybody in this update."""
+        return bool(self.weight and self.peers)
+
+    @property
     def weight(self) -> float:
         """What ``term`` counts with in this update: alpha, if it is not left out at times."""
         return weight(self.alpha, self.update, self._every)
@@ -265,7 +270,7 @@ class Codistillation:
         Raises:
             ExchangeError: lockstep only: a peer's output is not finite.
         """
-        if not (self.peers and self.weight):
+        if not self.asks:
             return None
         # Peers may draw random numbers (dropout; LayerDrop draws in eval mode too): the student's
         # own randomness must not depend on whether it has peers.

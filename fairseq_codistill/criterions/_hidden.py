@@ -188,9 +188,9 @@ def hidden(rows: Tensor, layer: nn.Linear, logits: Tensor | None = None) -> Hidd
     return Hidden(rows, Head(layer.weight, layer.bias), flat)
 
 
-def _rows(of_tokens: Tensor, keep: Tensor | None) -> Tensor:
+def _rows(of_tokens: Tensor, places: tuple[Tensor, ...] | None) -> Tensor:
     """Return what there is of the tokens that count, a row each."""
-    return of_tokens.flatten(0, 1) if keep is None else of_tokens[keep]
+    return of_tokens.flatten(0, 1) if places is None else of_tokens[places]
 
 
 class PeerOutputs:
@@ -207,7 +207,7 @@ class PeerOutputs:
         peer: nn.Module,
         net_input: dict[str, Any],
         target: Tensor,
-        keep: Tensor | None = None,
+        places: tuple[Tensor, ...] | None = None,
     ) -> Hidden | Tensor:
         """Return a peer's output on the target tokens that count, one row each.
 
@@ -215,16 +215,16 @@ class PeerOutputs:
             peer: its model.
             net_input: of a batch of fairseq's.
             target: of the same batch, (sentences, tokens).
-            keep: which target tokens count, (sentences, tokens); all unless given.
+            places: of the target tokens that count, one tensor a dimension; all unless given.
         """
         layer = output_layer(peer)
         if layer is None or not self._is_plain(peer, net_input, layer):
-            return _rows(logits_of(peer, peer(**net_input), target), keep)
+            return _rows(logits_of(peer, peer(**net_input), target), places)
         seen = run(peer, net_input, layer, logits=False)
         if seen.hidden is None:
             # Its code goes another way with this batch.
-            return _rows(logits_of(peer, peer(**net_input), target), keep)
-        return hidden(_rows(seen.hidden, keep), layer)
+            return _rows(logits_of(peer, peer(**net_input), target), places)
+        return hidden(_rows(seen.hidden, places), layer)
 
     def _is_plain(self, peer: nn.Module, net_input: dict[str, Any], layer: nn.Linear) -> bool:
         if peer not in self._plain:

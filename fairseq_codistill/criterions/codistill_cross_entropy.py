@@ -100,16 +100,20 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
             logits: Tensor | None = None
             if codistillation is not None and not fused:
                 logits = _hidden.logits_of(model, seen.output, sample["target"])
+        asks = codistillation is not None and codistillation.asks
         hidden: Hidden | None = None
-        if layer is not None and seen.hidden is not None:
+        places: tuple[Tensor, ...] = ()
+        if (fused or asks) and layer is not None and seen.hidden is not None:
             if self._wants is Wants.BOTH and not fused:
                 hidden = _hidden.hidden(seen.hidden.flatten(0, 1), layer, logits)
             else:
-                hidden = _hidden.hidden(seen.hidden[keep], layer)
+                # A GPU is waited for here: only where the rows are needed, and once for all.
+                places = keep.nonzero(as_tuple=True)
+                hidden = _hidden.hidden(seen.hidden[places], layer)
         if fused:
             assert hidden is not None
             smoothed, nll = fused_cross_entropy(
-                hidden.rows, hidden.head, sample["target"][keep], self.label_smoothing
+                hidden.rows, hidden.head, sample["target"][places], self.label_smoothing
             )
         else:
             smoothed, nll = self._cross_entropy(model, seen.output, sample, reduce)
@@ -126,8 +130,13 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
 
         loss = smoothed
         if codistillation is not None:
-            with errors_as_sentences():
-                divergence = self._divergence(codistillation, logits, hidden, sample, keep)
+            divergence: Tensor | None = None
+            if asks:
+                with errors_as_sentences():
+                    if hidden is not None and hidden.logits is None:
+                        divergence = self._from_hidden(codistillation, hidden, sample, places)
+                    else:
+                        divergence = self._from_all(codistillation, logits, hidden, sample, keep)
             if divergence is not None:
                 loss = loss + codistillation.weight * divergence
             # The same keys, of the same kinds, on every worker at every step: fairseq sums them.
@@ -242,7 +251,28 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         )
         return nll, nll
 
-    def _divergence(
+    def _from_hidden(
+        self,
+        codistillation: Codistillation,
+        hidden: Hidden,
+        sample: dict[str, Any],
+        places: tuple[Tensor, ...],
+    ) -> Tensor | None:
+        """Return the divergence summed over the target tokens, padding left out.
+
+        Args:
+            codistillation: this group's side.
+            hidden: the student's output on the target tokens before its output layer.
+            sample: the batch.
+            places: of the target tokens that are none of padding, one tensor a dimension.
+        """
+        net_input, target = sample["net_input"], sample["target"]
+        rows = codistillation.term(
+            hidden, lambda peer: self._of_peer(peer, net_input, target, places), target[places]
+        )
+        return None if rows is None else rows.sum()
+
+    def _from_all(
         self,
         codistillation: Codistillation,
         logits: Tensor | None,
@@ -255,17 +285,12 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
         Args:
             codistillation: this group's side.
             logits: the student's, (sentences, tokens, V), if they were made.
-            hidden: the student's output before its output layer, if that is wanted, on the target
-                tokens that count, or with the logits on all; one of the two is there.
+            hidden: the student's output before its output layer with these logits, if both are
+                wanted; one of the two is there.
             sample: the batch.
             keep: which target tokens are none of padding, (sentences, tokens).
         """
         net_input, target = sample["net_input"], sample["target"]
-        if hidden is not None and hidden.logits is None:
-            rows = codistillation.term(
-                hidden, lambda peer: self._of_peer(peer, net_input, target, keep), target[keep]
-            )
-            return None if rows is None else rows.sum()
         # Of all tokens: nothing has to be copied, and no GPU waited for.
         targets = target.masked_fill(~keep, -1)
         if hidden is not None:
