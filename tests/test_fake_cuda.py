@@ -241,8 +241,8 @@ def test_tf32_is_off_in_the_factored_form_alone(side, precisions_kept, precision
 # How often a batch has the host wait for the GPU: where the places of the target tokens are looked
 # up, once for all.
 BUDGET = {
-    (form, fused): int(form != "naive" or fused)
-    for form in ("naive", "factored", "chunked")
+    (form, fused): int(form not in ("naive", "joint") or fused)
+    for form in ("naive", "factored", "joint", "chunked")
     for fused in (False, True)
 }
 # Once a snapshot of each peer more: whether its output can be learnt from.
