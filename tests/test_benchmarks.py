@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HELP = {
     ("equal_time",): ["--data", "--megabits", "--seconds", "--out"],
     ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
+    ("head_accuracy",): ["--rows", "--width", "--classes", "--near", "--dtype", "--json"],
     ("long_log",): ["folder", "--megabytes", "--json"],
     ("loss_head",): ["--rows", "--width", "--classes", "--rounds", "--dtype", "--device", "--json"],
     ("memory",): ["--sizes", "--tokens", "--dtype", "--device", "--peer-dropout", "--json"],
@@ -176,3 +177,20 @@ def test_what_is_kept_in_phases(run):
     rates = [10.0, 9.0, 20.0, 25.0, 30.0]
     phases = [throughput_kept.Phase(rate, i % 2 == 0, []) for i, rate in enumerate(rates)]
     assert throughput_kept.kept_in_phases(phases) == pytest.approx([60.0, 100.0])
+
+
+def test_the_forms_that_are_taken_are_the_exact_ones(run, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    few = "--rows 8 --width 8 --classes 300 --near 0.02".split()
+    run("head_accuracy", *few, "--json", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["dtype"], row["form"]) for row in rows] == [
+        (dtype, form)
+        for dtype in ("float16", "bfloat16")
+        for form in ("naive", "chunked", "factored", "joint")
+    ]
+    assert [row["form"] for row in rows if row["taken on"]] == ["joint", "joint"]
+    for naive, _, factored, joint in (rows[:4], rows[4:]):
+        assert joint["by layer"] < naive["by layer"] / 3
+        assert factored["by layer"] < naive["by layer"] / 3
+    assert "| bfloat16 | 8, 8, 300 |" in capsys.readouterr().out

@@ -100,6 +100,11 @@ class Comparison:
         # Of each: the update of its snapshot (a teacher has none), and what its layer makes.
         self._owns: dict[Other, tuple[int | None, Own]] = {}
 
+    @property
+    def form(self) -> str:
+        """The form that is computed; ``auto`` until it is chosen."""
+        return self._form
+
     def begin_update(self) -> None:
         """Forget the products with the student's output layer: it has changed."""
         self._student = None
