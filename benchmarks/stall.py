@@ -143,7 +143,11 @@ def large(rounds: int, dtype: str, folder: Path, device: torch.device) -> list[m
         codistill_interval=100,
         codistill_snapshot_dtype=dtype,
     )
-    group = Group(1, "v", {"big": True}, lambda config, tensors: build_large().to(device), weights[0])
+
+    def build(config: object, tensors: object) -> nn.Module:
+        return build_large().to(device)
+
+    group = Group(1, "v", {"big": True}, build, weights[0])
     side = Codistillation(config, group, model.state_dict)
     exchange = Exchange(Store(str(folder)), "default")
     place = [torch.empty_like(weight) for weight in weights]
@@ -223,9 +227,9 @@ def large_in(
 ) -> list[measure.Row]:
     """Measure the large model with an exchange in a folder, a temporary one if there is none."""
     if folder is not None:
-        return large(rounds, dtype, folder)
+        return large(rounds, dtype, folder, device)
     with tempfile.TemporaryDirectory() as name:
-        return large(rounds, dtype, Path(name))
+        return large(rounds, dtype, Path(name), device)
 
 
 def main() -> None:
@@ -240,6 +244,7 @@ def main() -> None:
     big.add_argument("--rounds", type=measure.count, default=5)
     big.add_argument("--dtype", default="bfloat16", choices=WIRE_DTYPES)
     big.add_argument("--folder", type=Path, help="the exchange (default: a temporary folder)")
+    big.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     for kind in (real, big):
         kind.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()

@@ -180,7 +180,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     side_by_side: int | None = None,
-    afterwards: Callable[[list[dict[str, Any]]], None] | None = None,
+    afterwards: Callable[[Any, list[dict[str, Any]]], None] | None = None,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> int:
     """Run what the command line names; return the exit status.
@@ -193,7 +193,7 @@ def run(
         argv: the command line.
         side_by_side: how many run at a time, unless the command line says so; None for as many as
             there are cores for.
-        afterwards: called with the lines of the record.
+        afterwards: called with the options and the lines of the record.
         more: adds flags, of which ``afterwards`` may want to know.
     """
     parser = flags(jobs, description, record)
@@ -229,7 +229,7 @@ def run(
         failed = [line["name"] for line in lines[1:] if not line["ok"]]
         print(f"{len(todo) - len(failed)} of {len(todo)} ok; the record is {options.json}")
     if afterwards is not None:
-        afterwards(lines)
+        afterwards(options, lines)
     return 1 if failed else 0
 
 

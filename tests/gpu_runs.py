@@ -51,6 +51,7 @@ PRECISIONS = {
     "bf16": [],
 }
 OVERFLOW = re.compile(r"gradient overflow detected|AMP: overflow detected")
+_REASON = re.compile(r"codistill: error|\w*(Error|Exception)\b")
 # What parameters are in.
 DTYPES = {"fp16": "float16", "memory-efficient-fp16": "float16", "bf16": "bfloat16"}
 # Seconds that a group may have stood still over the exchange in all updates but the first.

@@ -1,4 +1,4 @@
-"""Packages for a machine without a network: what is missing is installed from a directory of wheels.
+"""Packages for a machine without a network: what is missing comes from a directory of wheels.
 
 The environment at hand is left as it is.  What is missing goes into a directory of its own, which
 comes first on the path of imports.  torch, and what only torch needs, is never installed.
