@@ -47,7 +47,7 @@ PRECISIONS = {
     "memory-efficient-fp16": [
         *["--memory-efficient-fp16", "--fp16-init-scale", "4", "--fp16-scale-window", "1"]
     ],
-    "amp": ["--amp", "--fp16-init-scale", str(2**24)],
+    "amp": ["--amp", "--fp16-init-scale", str(2**18)],
     "bf16": [],
 }
 OVERFLOW = re.compile(r"gradient overflow detected|AMP: overflow detected")

@@ -117,7 +117,7 @@ def _copy_once(device: torch.device, model: Model, copier: CopyOut, dtype: torch
     if side is not None:
         # The transfer comes late, when all below has been queued, or done.
         with torch.cuda.stream(side):
-            queue(device)
+            queue(device, 60_000_000)
     tensors, aliases, ready = copier(model.state)
     _take_memory(device, model, dtype)
     model.update()
@@ -507,7 +507,7 @@ def _off(found: Tensor, true: Tensor) -> float:
 
 
 def dropout(
-    device: torch.device, size: str = "base", classes: int = 10000, tokens: int = 2000
+    device: torch.device, size: str = "tiny", classes: int = 10000, tokens: int = 2000
 ) -> dict[str, Any]:
     """Compare the NLL of a student that drops out with and without a peer beside it."""
     import steps
@@ -551,7 +551,7 @@ def _nlls(side: Any, sample: dict[str, Any], device: torch.device) -> tuple[list
 
 def sick(
     device: torch.device,
-    size: str = "base",
+    size: str = "tiny",
     classes: int = 10000,
     tokens: int = 2000,
     dtype: torch.dtype = torch.float16,
