@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
 
-# Its checks are run by the same.
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+# This package need not be installed, and the checks of the tests are run by the same.
+ROOT = Path(__file__).parent.parent
+sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]
 
 import gpu_runner  # noqa: E402
+import measure  # noqa: E402
 from gpu_runner import Job  # noqa: E402
 
 README = Path(__file__).parent / "README.md"

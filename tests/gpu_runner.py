@@ -346,6 +346,10 @@ def _child(job: Job, device: torch.device, work: Path) -> int:
         torch.cuda.set_device(device)
     try:
         result = {"ok": True, **job.act(device, work)}
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        result = {"ok": False, "says": end.code[:600], "log": traceback.format_exc()[-4000:]}
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the result
         traceback.print_exc()
         said = " ".join(str(error).split()) or "see the log"
