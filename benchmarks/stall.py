@@ -48,6 +48,10 @@ QUICKSTART = """
 """.split()
 
 
+# Seconds for a snapshot to be in the exchange.
+PUBLISHED_WITHIN = 120.0
+
+
 def show(label: str, values: Sequence[float], unit: str = "") -> measure.Row:
     """Print a median and its spread; give the raw figures."""
     median, low, high = statistics.median(values), min(values), max(values)
@@ -115,17 +119,25 @@ def build_large() -> nn.Module:
     return model
 
 
-def seconds_of(act: Callable[[], object]) -> float:
-    """Time one call."""
+def seconds_of(act: Callable[[], object], device: torch.device) -> float:
+    """Time one call, and on a GPU what it leaves to the stream on which training goes on."""
+    _wait(device)
     start = time.perf_counter()
     act()
+    _wait(device)
     return time.perf_counter() - start
 
 
-def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        # Not for the whole device: the exchange has a stream of its own.
+        torch.cuda.current_stream(device).synchronize()
+
+
+def large(rounds: int, dtype: str, folder: Path, device: torch.device) -> list[measure.Row]:
     """Print what publishing and refreshing cost the training thread, and one copy beside them."""
     torch.manual_seed(1)
-    model = build_large()
+    model = build_large().to(device)
     weights = [parameter.detach() for parameter in model.parameters()]
     count = sum(weight.numel() for weight in weights)
     print(f"{count / 1e6:.0f} million parameters, snapshots in {dtype}")
@@ -135,7 +147,11 @@ def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
         codistill_interval=100,
         codistill_snapshot_dtype=dtype,
     )
-    group = Group(1, "v", {"big": True}, lambda config, tensors: build_large(), weights[0])
+
+    def build(config: object, tensors: object) -> nn.Module:
+        return build_large().to(device)
+
+    group = Group(1, "v", {"big": True}, build, weights[0])
     side = Codistillation(config, group, model.state_dict)
     exchange = Exchange(Store(str(folder)), "default")
     place = [torch.empty_like(weight) for weight in weights]
@@ -156,7 +172,7 @@ def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
         side.note_logged()
         longest, start = 0.0, time.perf_counter()
         while True:
-            seconds = seconds_of(lambda: side.at_boundary(update, 1))
+            seconds = seconds_of(lambda: side.at_boundary(update, 1), device)
             if side.changes["first_seen"] or side.changes["refreshed"]:
                 return seconds, longest, time.perf_counter() - start
             longest = max(longest, seconds)
@@ -165,20 +181,28 @@ def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
     def publish(update: int) -> tuple[float, float]:
         """Stand at a multiple of the interval: the boundary, and until it is in the exchange."""
         start = time.perf_counter()
-        seconds = seconds_of(lambda: side.at_boundary(update, 1))
+        seconds = seconds_of(lambda: side.at_boundary(update, 1), device)
+        until_published(update)
+        return seconds, time.perf_counter() - start - 0.5
+
+    def until_published(update: int) -> None:
+        deadline = time.monotonic() + PUBLISHED_WITHIN
         while exchange.newest_update(0) != update:
+            if time.monotonic() > deadline:
+                sys.exit(f"update {update} was not published; the log above says why")
             time.sleep(0.02)
         # Its deletion of older snapshots is still to come.
         time.sleep(0.5)
-        return seconds, time.perf_counter() - start - 0.5
 
     peer_publishes(50)
     first_refresh, _, _ = refresh(51)
+    # The first boundary has published too, and who is busy skips a snapshot.
+    until_published(51)
     first_publish, _ = publish(100)
     copy()
     copies, swaps, polls, waits, publishings, writes, shares = [], [], [], [], [], [], []
     for number in range(2, rounds + 2):
-        copies.append(seconds_of(copy))
+        copies.append(seconds_of(copy, device))
         peer_publishes(100 * number - 50)
         swap, poll, wait = refresh(100 * number - 49)
         publishing, write = publish(100 * number)
@@ -210,12 +234,14 @@ def large(rounds: int, dtype: str, folder: Path) -> list[measure.Row]:
     return rows
 
 
-def large_in(folder: Path | None, rounds: int, dtype: str) -> list[measure.Row]:
+def large_in(
+    folder: Path | None, rounds: int, dtype: str, device: torch.device
+) -> list[measure.Row]:
     """Measure the large model with an exchange in a folder, a temporary one if there is none."""
     if folder is not None:
-        return large(rounds, dtype, folder)
+        return large(rounds, dtype, folder, device)
     with tempfile.TemporaryDirectory() as name:
-        return large(rounds, dtype, Path(name))
+        return large(rounds, dtype, Path(name), device)
 
 
 def main() -> None:
@@ -230,6 +256,7 @@ def main() -> None:
     big.add_argument("--rounds", type=measure.count, default=5)
     big.add_argument("--dtype", default="bfloat16", choices=WIRE_DTYPES)
     big.add_argument("--folder", type=Path, help="the exchange (default: a temporary folder)")
+    big.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     for kind in (real, big):
         kind.add_argument("--json", type=Path, help="write the raw figures there")
     options = parser.parse_args()
@@ -237,7 +264,7 @@ def main() -> None:
     if options.kind == "quickstart":
         rows = quickstart(options.data, options.updates, options.runs)
     else:
-        rows = large_in(options.folder, options.rounds, options.dtype)
+        rows = large_in(options.folder, options.rounds, options.dtype, torch.device(options.device))
     measure.write(options.json, rows)
 
 

@@ -100,14 +100,14 @@ class Side:
         self.loss(sample).backward()
         self.optimizer.step()
 
-    def publish(self, folder: Path, group: int) -> None:
+    def publish(self, folder: Path, group: int, update: int = UPDATE - 10) -> None:
         """Leave the model in an exchange as that of a group."""
         tensors, aliases = copy_out(self.model.state_dict(), torch.float32)
         Exchange(Store(str(folder)), "default").publish(
             Draft(
                 group=group,
                 seed=group + 100,
-                update=UPDATE - 10,
+                update=update,
                 epoch=1,
                 dtype="float32",
                 vocabulary=vocabulary_digest(self.task.target_dictionary.symbols),

@@ -37,7 +37,7 @@ ruff format --check .
 echo "== mypy"
 mypy
 echo "== shellcheck"
-shellcheck -x .ci/run {data-bin-scripts,examples,results,tests}/*.sh results/*/*.sh examples/slurm/*.sbatch
+shellcheck -x .ci/run {benchmarks,data-bin-scripts,examples,results,tests}/*.sh results/*/*.sh examples/slurm/*.sbatch
 echo "== pytest"
 # In the order of their names, so that the longest test, of chaos, is not the last.
 side_by_side=(-n 2 --dist loadfile --no-loadscope-reorder)

@@ -17,6 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 # What each script, and each of its commands, is to say of its flags.
 HELP = {
     ("equal_time",): ["--data", "--megabits", "--seconds", "--out"],
+    ("gpu",): ["--only", "--json", "--wheels", "--readme", "--from"],
     ("exchange",): ["--data", "--intervals", "--idle-seconds", "--dtype", "--json"],
     ("head_accuracy",): ["--rows", "--width", "--classes", "--near", "--dtype", "--json"],
     ("long_log",): ["folder", "--megabytes", "--json"],
@@ -28,7 +29,7 @@ HELP = {
     ("snapshot_dtypes",): ["runs", "--data", "--json"],
     ("stall",): ["quickstart", "large"],
     ("stall", "quickstart"): ["--data", "--updates", "--runs", "--json"],
-    ("stall", "large"): ["--rounds", "--dtype", "--folder", "--json"],
+    ("stall", "large"): ["--rounds", "--dtype", "--folder", "--device", "--json"],
     ("step_time",): ["--sizes", "--tokens", "--rounds", "--device", "--peer-dropout", "--json"],
     ("throughput_kept",): ["--pairs", "--phases", "--updates", "--every", "--cores", "--json"],
 }
