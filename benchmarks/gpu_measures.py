@@ -22,12 +22,13 @@ from fairseq_codistill.codistillation.comparison import Comparison
 CLASSES = 32768
 DTYPES = ("float16", "bfloat16")
 
-# --codistill-head and --codistill-fused-ce, which takes the factored form if it is not told.
+# --codistill-head and --codistill-fused-ce.
 FORMS = {
     "naive": ("naive", False),
     "factored": ("factored", False),
+    "joint": ("joint", False),
     "chunked": ("chunked", False),
-    "fused": ("factored", True),
+    "fused": ("auto", True),
 }
 
 

@@ -80,6 +80,7 @@ def test_each_form_is_the_one_that_it_says(tmp_path, monkeypatch):
     assert seen == {
         "naive": ([], False),
         "factored": (["factored"], False),
+        "joint": (["joint"], False),
         "chunked": (["chunked"], False),
         "fused": (["factored"], True),
     }

@@ -298,7 +298,7 @@ def test_head():
     assert [torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32] == before
     # Five precisions of eight forms and two cross-entropies, and what torch has of TF32.
     apis = 4 if hasattr(torch.backends.cuda.matmul, "fp32_precision") else 2
-    assert len(found["off"]) == 5 * 10 + apis * 3
+    assert len(found["off"]) == 5 * 11 + apis * 3
 
 
 @pytest.mark.parametrize("api", gpu_tensors.TF32_APIS)
