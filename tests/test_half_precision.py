@@ -100,6 +100,7 @@ def through_overflows(one, logged, overflow=True):
     while (meters := one.batch()) is None:
         failed += 1
         assert failed < 30
+    assert meters["gnorm"].avg > 0
     for name in (*one.happened, "stall"):
         logged[name] = logged.get(name, 0) + meters[f"codistill_{name}"].sum
     return failed
@@ -181,6 +182,7 @@ def test_two_workers_go_through_overflows_and_what_they_train_is_exported(
     assert ("overflow detected" in run.log) == (precision != "bf16")
     assert column(lines, "num_updates") == list(range(1, 21))
     assert column(lines, "codistill_peers") == [1] * 20
+    assert all(norm > 0 for norm in column(lines, "gnorm"))
     assert sum(column(lines, "codistill_first_seen")) == 1
     assert all(divergence > 0 for divergence in column(lines, "codistill_loss"))
     published = sorted((tmp_path / "exchange" / "group-0").glob("0*.json"))
