@@ -18,7 +18,8 @@ from fairseq_codistill.exchange import Exchange, Store
 
 PRECISIONS = {
     "fp16": ["--fp16"],
-    "memory-efficient-fp16": ["--memory-efficient-fp16"],
+    # It does not go with SGD.
+    "memory-efficient-fp16": ["--memory-efficient-fp16", "--optimizer", "adam", "--lr", "0.01"],
     "amp": ["--amp"],
     "bf16": ["--bf16"],
 }
@@ -263,9 +264,12 @@ def backends(corpus, tmp_path_factory):
         command = [sys.executable, str(PROGRAM), "backends", str(corpus), str(rank), port, str(out)]
         with open(log, "w") as file:
             workers.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment()))
-    for worker, log in zip(workers, logs, strict=True):
-        worker.wait(timeout=300)
-        assert worker.returncode == 0, log.read_text()[-3000:]
+    try:
+        for worker, log in zip(workers, logs, strict=True):
+            assert worker.wait(timeout=300) == 0, log.read_text()[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
     return torch.load(out / "weights.pt", weights_only=True)
 
 
