@@ -266,7 +266,7 @@ def backends(corpus, tmp_path_factory):
             workers.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment()))
     try:
         for worker, log in zip(workers, logs, strict=True):
-            assert worker.wait(timeout=300) == 0, log.read_text()[-3000:]
+            assert worker.wait(timeout=500) == 0, log.read_text()[-3000:]
     finally:
         for worker in workers:
             worker.kill()
