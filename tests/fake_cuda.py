@@ -113,6 +113,8 @@ class Watch(TorchDispatchMode):
             shape = (self._rows, *args[0].shape[mask.dim() :])
             with self._fake:
                 return torch.empty(shape, dtype=args[0].dtype, device=args[0].device)
+        if func is aten.is_set_to.default:
+            return _place(args[0]) == _place(args[1])
         if func is aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 1
         if func is aten.nonzero.default:
@@ -159,6 +161,12 @@ def _masks(func: Any, args: Sequence[Any]) -> list[Tensor]:
     if func not in (*indexing, aten._index_put_impl_.default):
         return []
     return [index for index in args[1] if index is not None and index.dtype == torch.bool]
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return what tells whether two tensors are the same memory in the same way."""
+    memory = tensor.untyped_storage()._cdata
+    return memory, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -236,22 +244,28 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
             if grads:
                 leaves[node.variable] = grads[0]
             continue
-        outputs = max(grads, default=0) + 1
-        inputs = len(getattr(node, "_input_metadata", [])) or outputs
         # A node of a function in Python is called in another way than torch's own.
         run = getattr(node, "apply", node)
-        made = run(*(grads.get(i) for i in range(inputs))) if grads else ()
+        made = run(*(grads.get(i) for i in range(len(node._input_metadata)))) if grads else ()
         made = made if isinstance(made, tuple) else (made,)
         for i, (after, place) in enumerate(node.next_functions):
             if after is None:
                 continue
             if i < len(made) and made[i] is not None:
+                grad = _as_engine(made[i], after._input_metadata[place])
                 before = due[after].get(place)
-                due[after][place] = made[i] if before is None else before + made[i]
+                due[after][place] = grad if before is None else before + grad
             waiting[after] -= 1
             if waiting[after] == 0:
                 stack.append(after)
     return leaves
+
+
+def _as_engine(grad: Tensor, due: Any) -> Tensor:
+    """Return a gradient in the shape and dtype of what it belongs to, as torch's engine does."""
+    assert grad.device == due.device, f"a gradient on {grad.device} for {due.device}"
+    grad = grad if grad.shape == due.shape else grad.sum_to_size(due.shape)
+    return grad.to(due.dtype)
 
 
 @contextmanager

@@ -50,7 +50,8 @@ def on_the_cpu() -> Iterator[None]:
     with (
         patch.object(options, "parse_args_and_arch", parsed),
         patch.object(torch.Tensor, "cuda", lambda self, *_, **__: self),
-        patch.object(torch.cuda, "current_device", lambda: 0),
+        # The index of the CPU, by which fairseq finds its parameters.
+        patch.object(torch.cuda, "current_device", lambda: None),
         patch.object(torch.cuda.amp, "autocast", Autocast),
         patch.object(torch.cuda.amp, "GradScaler", _grad_scaler),
         patch.object(distributed_fairseq_model, "DistributedDataParallel", _distributed),

@@ -136,7 +136,7 @@ def computes_in(precision):
 
 
 def check(passed, precision, peers="student"):
-    """Devices, and dtypes of what is made and of all products but the factored form's."""
+    """Devices, and dtypes of what is made and of our products but the factored form's."""
     assert passed.loss.device.type == "cuda"
     assert passed.log["codistill_live"] == 1
     # Sums of many tokens, whatever the models compute in.
@@ -148,7 +148,9 @@ def check(passed, precision, peers="student"):
         assert seen.ours(seen.copies) == {}
         assert seen.ours(seen.strays) == {}
         for product in seen.products:
-            assert product.file == FACTORED or product.dtypes <= computed, product
+            # fairseq's own are its business: torch's attention computes in float32 in part.
+            if product.file.startswith("fairseq_codistill/") and product.file != FACTORED:
+                assert product.dtypes <= computed, product
 
 
 def check_in_full(passed):
@@ -162,9 +164,20 @@ def check_in_full(passed):
             assert not product.tf32, product
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
-@pytest.mark.parametrize(("divergence", "form"), FORMS)
-@pytest.mark.parametrize(("precision", "peers"), PRECISIONS)
+def combinations():
+    """Every precision with every form; those of which each half has been seen are long."""
+    for precision, peers in PRECISIONS:
+        for divergence, form in FORMS:
+            for fused in (False, True):
+                plain = divergence == "logit-mse" and not fused
+                usual = (precision, peers) in (("float16", "student"), ("amp float16", "student"))
+                given = (precision, peers, divergence, form, fused)
+                name = "-".join(map(str, given[:-1])) + fused * "-fused"
+                marks = [] if plain or usual else [pytest.mark.full]
+                yield pytest.param(*given, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("precision", "peers", "divergence", "form", "fused"), combinations())
 def test_devices_and_dtypes(side, precision, peers, divergence, form, fused):
     (passed,) = side().choose(divergence, form, fused).batches(precision, peers)
     check(passed, precision, peers)
