@@ -44,7 +44,7 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: if it is none.
     """
     try:
-        with torch.serialization.safe_globals(plain.allowed()):
+        with plain.allowing(plain.allowed()):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is torn or no checkpoint of fairseq's; give another") from error
