@@ -1401,8 +1401,15 @@ FAULTS = [
     _launch(
         "lockstep-goes-on-beside-old-snapshots",
         "run",
-        "if relaunch.allowed and is_lockstep(plan):",
+        "if relaunch.names and is_lockstep(plan):",
         "if False:",
+        "test_launch_rewind",
+    ),
+    _launch(
+        "lockstep-overlooks-what-changes-the-last-bits",
+        "changed",
+        "if free and last_part(name) not in _LAST_BITS:",
+        "if free:",
         "test_launch_rewind",
     ),
     _launch(
@@ -1466,8 +1473,8 @@ FAULTS = [
     _launch(
         "relaunch-compares-before-anything-is-trained",
         "changed",
-        " or not _has_trained(plan):",
-        ":",
+        "    if not trained:\n",
+        "    if False:\n",
         "test_launch_changed",
     ),
     _launch(

@@ -15,7 +15,7 @@ from fairseq_codistill import cli
 from fairseq_codistill.codistillation import CodistillationConfig
 from fairseq_codistill.errors import UserError
 from fairseq_codistill.exchange import Exchange, Store
-from fairseq_codistill.launch import probe, record, rewind, run
+from fairseq_codistill.launch import changed, probe, record, rewind, run
 from fairseq_codistill.launch.checkpoints import Resume
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import State
@@ -125,13 +125,28 @@ def test_no_exchange_yet_and_none_at_all(plan, tmp_path):
     assert rewind.rewind(plan_of(groups=1, out=tmp_path / "one"), {0: at(5)}, ["lr"]) == []
 
 
+def test_before_the_first_checkpoint_there_are_snapshots_too(tmp_path, monkeypatch):
+    """All groups start at 0, and what they have published with the other settings is in the way."""
+    monkeypatch.chdir(tmp_path)
+    launched(f"{LINE} --lr 1", trained=False)
+    plan = plan_of(f"{LINE} --lr 1")
+    exchange = Exchange(Store(str(plan.out / "exchange")), plan.run_id)
+    publish(exchange)
+    monkeypatch.setattr(run, "supervise", lambda *_: 0)
+    launch = ["launch", "--groups", "2", "--out", "out", "--", *LINE.split(), "--lr"]
+    assert cli.main([*launch, "1.0"]) == 0
+    assert updates(exchange) == [[0, 5, 10, 14, 15, 20]] * 2
+    assert cli.main([*launch, "2"]) == 0
+    assert updates(exchange) == [[], []]
+
+
 def test_what_cannot_be_removed_is_told_and_nothing_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = plan_of(f"{LINE} --codistill-dir nonsense://x")
     with pytest.raises(UserError) as refused:
         rewind.rewind(plan, {0: at(5), 1: Resume()}, ["lr"])
     said = str(refused.value)
-    assert said.startswith("--allow-changed lr: in lockstep, groups that go on with other settings")
+    assert said.startswith("lr is another than before: in lockstep, groups then publish other snap")
     assert "could not be removed (failed with status 1 (nonsense://x:" in said
     assert "those of nonsense://x/group-0 whose number is 5 or higher" in said
     assert "those of nonsense://x/group-1 whose number is 0 or higher" in said
@@ -175,14 +190,46 @@ def test_launch_asks_for_groups_that_start_and_before_it_starts_them(
     assert done == ([([1], ["lr"])] if asked else []) + [states]
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "names"),
+    [
+        # Allowed or not, these make other weights of the same updates.
+        ("--lr-scheduler cosine --max-update 9", "--lr-scheduler cosine --max-update 10", "max-up"),
+        ("", "--ddp-backend legacy_ddp", "ddp-backend"),
+        ("", "--codistill-alpha 2", "codistill-alpha"),
+        # These do not.
+        ("--max-update 9", "--max-update 10 --num-workers 3 --log-interval 5", None),
+    ],
+)
+def test_what_makes_other_weights(tmp_path, monkeypatch, before, now, names):
+    monkeypatch.chdir(tmp_path)
+    launched(f"{LINE} {before}")
+    plan = plan_of(f"{LINE} {now}")
+    relaunch = changed.changes(plan, record.read(plan.out), ["codistill-alpha"])
+    assert [name[:6] for name in relaunch.names] == ([] if names is None else [names[:6]])
+
+
+def test_other_devices_for_the_same_batches_make_other_last_bits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    launched(LINE, workers=4)
+    options = run.Options(
+        2, 2, Path("out").absolute(), 3, 0.0, (), f"{LINE} --update-freq 2".split()
+    )
+    plan = run.make_plan(options)
+    relaunch = changed.changes(plan, record.read(plan.out), ())
+    assert relaunch == changed.Relaunch(names=("workers-per-group",))
+
+
 @pytest.mark.parametrize("said", ["", "x", "[1]", '{"0": "x"}', "null"])
 def test_an_answer_that_is_none(plan, monkeypatch, said):
+    (plan.out / "exchange").mkdir(parents=True)
     monkeypatch.setattr(rewind, "ask", lambda *_: probe.Answer(said, ""))
     with pytest.raises(UserError, match="could not be removed .it gave no answer."):
         rewind.rewind(plan, {0: at(5)}, ["lr"])
 
 
 def test_a_program_that_does_not_end(plan, monkeypatch):
+    (plan.out / "exchange").mkdir(parents=True)
     monkeypatch.setattr(rewind, "_SECONDS", 0.0)
     with pytest.raises(UserError, match="could not be removed .did not end within 0 s.; mend"):
         rewind.rewind(plan, {0: at(5)}, ["lr"])
@@ -196,7 +243,7 @@ def test_a_checkpoint_that_does_not_tell_its_update(plan, exchange):
 
 
 @pytest.mark.parametrize(
-    ("changed", "resumed", "waits_for"),
+    ("names", "resumed", "waits_for"),
     [
         (["codistill-interval"], (10, 10), None),
         (["codistill-interval"], (12, 12), 10),
@@ -207,13 +254,13 @@ def test_a_checkpoint_that_does_not_tell_its_update(plan, exchange):
         (["codistill-interval"], (None, None), None),
     ],
 )
-def test_another_interval_wants_snapshots_that_are_there(plan, changed, resumed, waits_for):
+def test_another_interval_wants_snapshots_that_are_there(plan, names, resumed, waits_for):
     starting = {group: Resume() if u is None else at(u) for group, u in enumerate(resumed)}
     if waits_for is None:
-        assert rewind.rewind(plan, starting, changed) == []
+        assert rewind.rewind(plan, starting, names) == []
         return
     with pytest.raises(UserError, match=f"wait for the snapshots of update {waits_for}, which"):
-        rewind.rewind(plan, starting, changed)
+        rewind.rewind(plan, starting, names)
 
 
 def test_the_interval_that_is_not_given():

@@ -87,6 +87,8 @@ FREE = frozenset(
     "gradient-as-bucket-view checkpoint-activations offload-activations "
     "load-checkpoint-on-all-dp-ranks debug-param-names reset-logging".split()
 )
+# Of these, what may change the order of a sum over workers, and so the last bits of the weights.
+_LAST_BITS = frozenset({"ddp-backend", "distributed-backend", "bucket-cap-mb"})
 _FREE_IN_MODEL = frozenset({"checkpoint-activations", "offload-activations"})
 # Of hydra's sections, those in which a name above means the same.
 _FREE_SECTIONS = (
@@ -149,12 +151,14 @@ class _Change:
         shown: as it is written on the command line.
         before: its value then; None if it was not given.
         now: its value now.
+        free: whether it needs not be allowed.
     """
 
     name: str
     shown: str
     before: str | None
     now: str | None
+    free: bool = False
 
     def __str__(self) -> str:
         return f"{self.shown} {differs(self.before, self.now)}"
@@ -166,7 +170,8 @@ class Relaunch:
 
     Attributes:
         allowed: what differs and is allowed, a clause for each.
-        names: of those settings.
+        names: of the settings whose change makes other weights of the same updates, whether
+            or not they had to be allowed.
         notes: sentences about what may change, and yet changes what is trained.
     """
 
@@ -198,13 +203,25 @@ def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]
     Raises:
         UserError: if something differs that may not.
     """
-    if before is None or "command" not in before or not _has_trained(plan):
+    if before is None or "command" not in before:
         return Relaunch()
     now = _said_by(plan)
-    found, notes = _compare(_said_in(before, now), now, plan)
+    trained = _has_trained(plan)
+    try:
+        said = _said_in(before, now)
+    except UserError:
+        if trained:
+            raise
+        return Relaunch()
+    found, notes = _compare(said, now, plan)
+    every = tuple(dict.fromkeys([*(one.name for _, one in found), *notes.values()]))
+    if not trained:
+        # Nothing is lost by a change.
+        return Relaunch(names=every)
+    found = [(groups, one) for groups, one in found if not one.free]
     refused = [(groups, one) for groups, one in found if not names(one.name, allowed)]
-    distinct = tuple(dict.fromkeys(one.name for _, one in refused or found))
     if refused:
+        distinct = dict.fromkeys(one.name for _, one in refused)
         options = " ".join(f"--allow-changed {printable(shlex.quote(n), SHOWN)}" for n in distinct)
         told = "; ".join(_tell(groups, one, plan.groups) for groups, one in refused)
         raise UserError(
@@ -213,7 +230,7 @@ def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]
             "with the new ones"
         )
     clauses = tuple(_tell(groups, one, plan.groups) for groups, one in found)
-    return Relaunch(clauses, distinct, tuple(notes))
+    return Relaunch(clauses, every, tuple(notes))
 
 
 def names(setting: str, allowed: Iterable[str]) -> bool:
@@ -226,7 +243,7 @@ def names(setting: str, allowed: Iterable[str]) -> bool:
 
 
 def _has_trained(plan: Plan) -> bool:
-    """Tell whether any group has something to go on from; else nothing is lost by a change."""
+    """Tell whether any group has something to go on from."""
     return any(
         next(plan.folder(group).glob(pattern), None) is not None
         for group in range(plan.groups)
@@ -294,22 +311,22 @@ def _workers_in(record: Mapping[str, Any], dialect: Dialect) -> int | None:
 
 def _compare(
     before: _Said, now: _Said, plan: Plan
-) -> tuple[list[tuple[list[int], _Change]], list[str]]:
-    """Return what differs, and in which groups, and notes about what does not count as such."""
+) -> tuple[list[tuple[list[int], _Change]], dict[str, str]]:
+    """Return what differs, and in which groups; and notes about the length, with its settings."""
     everywhere = list(range(now.groups))
     found: list[tuple[list[int], _Change]] = []
     if before.groups != now.groups:
         change = _Change("groups", "--groups", str(before.groups), str(now.groups))
         found.append((everywhere, change))
     if type(before.dialect) is not type(now.dialect):
-        programs = (" ".join(said.dialect.program) for said in (before, now))
-        return [*found, (everywhere, _Change("program", "the program", *programs))], []
+        was, is_now = (" ".join(said.dialect.program) for said in (before, now))
+        return [*found, (everywhere, _Change("program", "the program", was, is_now))], {}
 
     bare = bare_flags([one.of(group) for one in (before, now) for group in {0, *one.flags}])
     moved = None if before.out is None else move(str(before.out), str(plan.out))
     changed: dict[_Change, list[int]] = {}
-    noted: dict[str, list[int]] = {}
-    compared: dict[_Key, tuple[list[_Change], list[str]]] = {}
+    noted: dict[tuple[str, str], list[int]] = {}
+    compared: dict[_Key, tuple[list[_Change], list[tuple[str, str]]]] = {}
     for group in range(min(before.groups, now.groups)):
         own = (tuple(before.flags.get(group, ())), tuple(now.flags.get(group, ())))
         old, new = _settings(before, now, group, bare)
@@ -325,7 +342,8 @@ def _compare(
         for note in compared[key][1]:
             noted.setdefault(note, []).append(group)
     found += [(groups, change) for change, groups in changed.items()]
-    return found, [_tell(groups, note, plan.groups) for note, groups in noted.items()]
+    notes = {_tell(groups, said, plan.groups): name for (name, said), groups in noted.items()}
+    return found, notes
 
 
 def _begins(*sides: Mapping[str, str]) -> bool:
@@ -374,16 +392,19 @@ def _differences(
         if None not in sizes and sizes[0] == sizes[1]:
             # Other devices for the same batches.
             new = {**new, update_freq: old[update_freq]}
+            free = True
         else:
-            yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers))
+            free = False
+        yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers), free)
     for name in sorted(old.keys() | new.keys()):
-        if _is_free(name):
+        free = _is_free(name)
+        if free and last_part(name) not in _LAST_BITS:
             continue
         was, is_now = old.get(name), new.get(name)
         if not same(last_part(name), was, is_now, before.directory, now.directory, moved):
             if was is not None and was == is_now:
                 was, is_now = elsewhere(was, before.directory), elsewhere(was, now.directory)
-            yield _Change(name, _shown(now.dialect, name), was, is_now)
+            yield _Change(name, _shown(now.dialect, name), was, is_now, free)
 
 
 def _settings(

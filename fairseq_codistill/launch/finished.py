@@ -140,8 +140,8 @@ def _limits_in(mark: Mapping[str, Any]) -> Limits:
         UserError: if it holds a command that this version does not know.
     """
     limits, command = mark.get("limits"), mark.get("command")
-    if mark.get("format") == FORMAT and is_limits(limits):
-        return dict(limits)
+    if mark.get("format") == FORMAT and isinstance(limits, dict) and is_limits(limits):
+        return limits
     if mark.get("format") != _FORMAT_OF_COMMANDS or not isinstance(command, list):
         raise ValueError("its format is unknown")
     dialect = recognise([str(word) for word in command])

@@ -58,9 +58,9 @@ def limits_of(dialect: Dialect) -> dict[str, str]:
     return found
 
 
-def is_limits(value: Any) -> bool:
-    """Tell whether a value from a file is what ``limits_of`` returns."""
-    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+def is_limits(value: Mapping[str, Any]) -> bool:
+    """Tell whether an object from a file is what ``limits_of`` returns."""
+    return all(isinstance(text, str) for text in value.values())
 
 
 def covers(ended: Ended, then: Limits, now: Limits) -> bool:

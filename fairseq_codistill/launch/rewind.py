@@ -22,6 +22,7 @@ from fairseq_codistill.launch.probe import ask
 from fairseq_codistill.launch.settings import last_part
 from fairseq_codistill.launch.values import numbers
 from fairseq_codistill.records import printable
+from fairseq_codistill.records.address import is_uri
 
 PROGRAM = "fairseq_codistill.forget_snapshots"
 # An object store may need some seconds for each snapshot.
@@ -46,7 +47,7 @@ def rewind(plan: Plan, starting: Mapping[int, Resume], changed: Iterable[str]) -
         UserError: if they cannot be removed, or the groups could not go on without them.
     """
     names = list(changed)
-    option = f"--allow-changed {printable(names[0], _LONGEST)}"
+    option = f"{printable(names[0], _LONGEST)} is another than before"
     kept = {group: _updates_kept(plan, group, resume, option) for group, resume in starting.items()}
     if any(last_part(name) in ("codistill-interval", "codistill-mode") for name in names):
         _check_interval(plan, kept, option)
@@ -63,8 +64,8 @@ def rewind(plan: Plan, starting: Mapping[int, Resume], changed: Iterable[str]) -
             )
             reason = printable(answer.trouble or "it gave no answer", _LONGEST)
             raise UserError(
-                f"{option}: in lockstep, groups that go on with other settings publish other "
-                "snapshots than before, so the old ones from their checkpoints on have to go, and "
+                f"{option}: in lockstep, groups then publish other snapshots than before, so the "
+                "old ones from their checkpoints on have to go, and "
                 f"could not be removed ({reason}); mend that, or remove the files NUMBER.json and "
                 f"NUMBER.safetensors of this run by hand: {by_hand}"
             )
@@ -114,7 +115,8 @@ def _by_exchange(plan: Plan, groups: Iterable[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for group in groups:
         address = exchange_address(plan, group)
-        if address is not None:
+        # A directory that is not there holds nothing.
+        if address is not None and (is_uri(address) or os.path.isdir(address)):
             found.setdefault(address, []).append(group)
     return found
 

@@ -126,7 +126,7 @@ def launch(options: Options) -> int:
             Finished(plan.folder(i), limits_of(plan.command(i)), plan.run_id, plan.nonces[i])
             for i in range(plan.groups)
         ]
-        if relaunch.allowed and is_lockstep(plan):
+        if relaunch.names and is_lockstep(plan):
             starting = {
                 i: start.resume for i, start in enumerate(starts) if not finished[i].reached
             }

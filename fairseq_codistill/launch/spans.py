@@ -22,8 +22,10 @@ _NAME = "name of the schedule"
 _OF_UPDATES = "optimization.max_update"
 
 
-def notes(dialect: Dialect, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each setting that may change and changes the learning rate.
+def notes(
+    dialect: Dialect, old: Mapping[str, str], new: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Return what may change and changes the learning rate: each setting, and a sentence about it.
 
     Args:
         dialect: whose settings they are.
@@ -33,8 +35,11 @@ def notes(dialect: Dialect, old: Mapping[str, str], new: Mapping[str, str]) -> l
     before, now = _by_flag(old), _by_flag(new)
     schedule, decisive = (_of_images if isinstance(dialect, Vision) else _of_fairseq)(now)
     return [
-        f"--{name} {differs(before.get(name), now.get(name))}, and the learning rate "
-        f"depends on it ({schedule}): from here on it is another one than it would have been"
+        (
+            name,
+            f"--{name} {differs(before.get(name), now.get(name))}, and the learning rate depends "
+            f"on it ({schedule}): from here on it is another one than it would have been",
+        )
         for name in decisive
         if not same(name, before.get(name), now.get(name), ".", ".")
     ]
