@@ -1146,8 +1146,8 @@ FAULTS = [
     _launch(
         "evidence-of-another-process",
         "finished",
-        "if (ended.run_id, ended.nonce) != (self._run_id, self._nonce):",
-        "if ended.run_id != self._run_id:",
+        "if (ended.run_id, ended.nonce) != (self._run_id, self._nonce):\n            return f",
+        "if ended.run_id != self._run_id:\n            return f",
         "test_finished",
     ),
     _launch(

@@ -146,7 +146,9 @@ def test_what_cannot_be_removed_is_told_and_nothing_starts(tmp_path, monkeypatch
     with pytest.raises(UserError) as refused:
         rewind.rewind(plan, {0: at(5), 1: Resume()}, ["lr"])
     said = str(refused.value)
-    assert said.startswith("lr is another than before: in lockstep, groups then publish other snap")
+    assert said.startswith(
+        "the setting lr is another than before: in lockstep, groups then publish other snap"
+    )
     assert "could not be removed (failed with status 1 (nonsense://x:" in said
     assert "those of nonsense://x/group-0 whose number is 5 or higher" in said
     assert "those of nonsense://x/group-1 whose number is 0 or higher" in said

@@ -47,7 +47,7 @@ def rewind(plan: Plan, starting: Mapping[int, Resume], changed: Iterable[str]) -
         UserError: if they cannot be removed, or the groups could not go on without them.
     """
     names = list(changed)
-    option = f"{printable(names[0], _LONGEST)} is another than before"
+    option = f"the setting {printable(names[0], _LONGEST)} is another than before"
     kept = {group: _updates_kept(plan, group, resume, option) for group, resume in starting.items()}
     if any(last_part(name) in ("codistill-interval", "codistill-mode") for name in names):
         _check_interval(plan, kept, option)
