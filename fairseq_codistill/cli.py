@@ -176,8 +176,8 @@ def _add_launch(subcommands: argparse._SubParsersAction[argparse.ArgumentParser]
         help=(
             "go on with another value of this setting than the run in OUT has had so far; NAME is "
             "a flag without its dashes, a hydra key or, for what COMMAND has without a flag, data; "
-            "may be given again. What decides only length, logging, saving and validation may "
-            "change without it"
+            "may be given again. What decides only length, logging, saving and validation, or how "
+            "the work is done, may change without it"
         ),
     )
     parser.add_argument(

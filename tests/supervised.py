@@ -60,7 +60,9 @@ def groups(
                 for shell, name in zip(shells, names, strict=True)
             ]
 
-        mark = Finished(home, shells, RUN, nonce(index))
+        # As of files that say how long it is: with another command it may be longer.
+        limits = {"defaults": "\n".join(shells)}
+        mark = Finished(home, limits, RUN, nonce(index))
         pulse = Pulse(hang_timeout, home / "alive.json", RUN)
         name, log = f"group {index}", home / "log.txt"
         return Group(name, start, log, patience, view.announce, mark, pulse, guard)

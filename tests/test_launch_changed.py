@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from fairseq import options as fairseq_options
 from harness import BIN, CODISTILL, MODEL, SETTINGS, environment
 from printed import printed
@@ -63,13 +65,18 @@ def launched(line: str, trained: bool = True, **options: object) -> None:
         (plan.folder(0) / "checkpoint_last.pt").touch()
 
 
-def again(line: str, allow: Sequence[str] = (), out: Path | None = None, **options: object):
-    """Ask whether a launch may follow; what it would say of changes that are allowed."""
+def relaunch(line: str, allow: Sequence[str] = (), out: Path | None = None, **options: object):
+    """Ask whether a launch may follow, and what it changes."""
     out = out or Path("out").absolute()
     said = options_of(line, **options)
     said = type(said)(**{**vars(said), "out": out, "allow_changed": allow})
     plan = run.make_plan(said)
     return changed.changes(plan, record.read(out), allow)
+
+
+def again(line: str, allow: Sequence[str] = (), out: Path | None = None, **options: object):
+    """The same, and what it says of changes that are allowed."""
+    return list(relaunch(line, allow, out, **options).allowed)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,24 @@ def test_another_setting_is_refused_and_can_be_allowed(before, now, name, says):
             f"{TRAIN} --user-dir /two/lib/python3.12/site-packages/fairseq_codistill/",
         ),
         (f"{VISION} --nesterov --no-nesterov", f"{VISION} --no-nesterov"),
+        # How the work is done, and not what it comes to.
+        (TRAIN, f"{TRAIN} --num-workers 4 --data-buffer-size 20 --empty-cache-freq 100"),
+        (TRAIN, f"{TRAIN} --all-gather-list-size 65536 --bucket-cap-mb 50 --nprocs-per-node 2"),
+        (TRAIN, f"{TRAIN} --ddp-backend legacy_ddp --distributed-backend gloo"),
+        (TRAIN, f"{TRAIN} --checkpoint-activations --load-checkpoint-on-all-dp-ranks"),
+        (TRAIN, f"{TRAIN} --min-loss-scale 0.1 --skip-invalid-size-inputs-valid-test"),
+        (TRAIN, f"{TRAIN} --find-unused-parameters --gradient-as-bucket-view --plasma-path x"),
+        (HYDRA, f"{HYDRA} dataset.num_workers=3 ++model.checkpoint_activations=true"),
+        (HYDRA, f"{HYDRA} common.min_loss_scale=0.1 distributed_training.bucket_cap_mb=9"),
+        (VISION, f"{VISION} --num-workers 2 --cache-images --no-check-images"),
+        # A number for each epoch; the last one is for all that follow.
+        (f"{TRAIN} --update-freq 2", f"{TRAIN} --update-freq 2,2"),
+        (f"{TRAIN} --update-freq 1,2", f"{TRAIN} --update-freq [1,2.0,2]"),
+        (f"{TRAIN} --lr 0.25", f"{TRAIN} --lr 0.25,.25"),
+        # Two clones, two ways to name one exchange, one switch.
+        (f"{TRAIN} --user-dir fairseq_codistill", f"{TRAIN} --user-dir ../clone/fairseq_codistill"),
+        (f"{TRAIN} --codistill-dir s3://b/x", f"{TRAIN} --codistill-dir s3://b/x/"),
+        (f"{HYDRA} common.fp16=true", f"{HYDRA} common.fp16=1"),
     ],
 )
 def test_length_and_logs_may_change_and_what_means_the_same_is_no_change(here, before, now):
@@ -282,6 +307,183 @@ def test_a_run_that_was_moved_with_its_data(here, monkeypatch):
     (here / "old").rename(here / "new")
     monkeypatch.chdir(here / "new")
     assert again(f"{TRAIN} --codistill-dir x") == []
+
+
+def test_a_project_that_was_copied_with_its_run(here, monkeypatch):
+    """The original is still there; what lies in the copy as it did in the original is the same."""
+    (here / "old/project/data").mkdir(parents=True)
+    (here / "old/project/data/train.bin").write_text("1234")
+    (here / "old/project/fairseq_codistill").mkdir()
+    monkeypatch.chdir(here / "old/project")
+    line = f"{TRAIN} --user-dir fairseq_codistill --codistill-dir x"
+    launched(line)
+    shutil.copytree(here / "old", here / "new")
+    monkeypatch.chdir(here / "new/project")
+    assert again(line) == []
+    assert again(line.replace(" data", f" {here}/new/project/data")) == []
+    # The original's, which are the same data.
+    assert again(line.replace(" data", f" {here}/old/project/data")) == []
+    monkeypatch.chdir(here / "new")
+    out = here / "new/project/out"
+    relative = TRAIN.replace(" data", " project/data")
+    elsewhere = f"{relative} --user-dir fairseq_codistill --codistill-dir project/x"
+    assert again(elsewhere, out=out) == []
+    (here / "new/project/data/train.bin").write_text("12345")
+    says = f"DATA was {here}/old/project/data and is {here}/new/project/data now"
+    monkeypatch.chdir(here / "new/project")
+    with pytest.raises(UserError, match=re.escape(says)):
+        again(line)
+
+
+def test_a_run_that_was_copied_without_its_data(here, monkeypatch):
+    launched(TRAIN)
+    shutil.copytree(here / "out", here / "elsewhere/out")
+    assert again(TRAIN, out=here / "elsewhere/out") == []
+    (here / "elsewhere/data/of-another-kind").touch()
+    monkeypatch.chdir(here / "elsewhere")
+    with pytest.raises(UserError, match="DATA was .*/data and is .*/elsewhere/data now"):
+        again(TRAIN)
+
+
+def test_a_relative_user_dir_of_ones_own_in_another_directory(here, monkeypatch):
+    (here / "mine").mkdir()
+    out = here / "out"
+    launched(f"{TRAIN} --user-dir mine")
+    monkeypatch.chdir(here / "elsewhere")
+    line = f"{TRAIN.replace('data', '../data')} --user-dir mine"
+    with pytest.raises(UserError, match="--user-dir was .*/mine and is .*/elsewhere/mine now"):
+        again(line, out=out)
+
+
+RESTORE = "--restore-file data/x.pt --reset-optimizer"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        (RESTORE, "", None),
+        ("--finetune-from-model data/x.pt", "", None),
+        ("--reset-optimizer --reset-meters", "", None),
+        # Launch tells a group that resumes nothing of it.
+        ("", RESTORE, None),
+        (RESTORE, "--restore-file data/y.pt --reset-dataloader", None),
+        # It is told of these.
+        ("", "--reset-optimizer", "reset-optimizer"),
+        (RESTORE, "--reset-optimizer", "reset-optimizer"),
+        ("--reset-meters", "--reset-dataloader", "reset-dataloader"),
+    ],
+)
+def test_where_the_run_began(here, before, now, refused):
+    launched(f"{TRAIN} {before}")
+    for group in (0, 1):
+        write_checkpoint(here / f"out/group-{group}/checkpoint_last.pt")
+    if refused is None:
+        assert again(f"{TRAIN} {now}") == []
+        return
+    with pytest.raises(UserError, match=f"^--allow-changed {refused} is missing"):
+        again(f"{TRAIN} {now}")
+
+
+def test_where_a_group_begins_that_has_no_checkpoint_yet(here):
+    launched(f"{TRAIN} {RESTORE}")
+    write_checkpoint(here / "out/group-0/checkpoint_last.pt")
+    with pytest.raises(UserError, match=r"restore-file was .* not given now \(group 1\)"):
+        again(TRAIN)
+    with pytest.raises(UserError, match=r"reset-optimizer was true .* not given now \(group 1\)"):
+        again(f"{TRAIN} --restore-file data/x.pt")
+    (here / "out/group-1").mkdir()
+    write_checkpoint(here / "out/group-1/checkpoint_last.pt")
+    assert again(TRAIN) == []
+
+
+def write_checkpoint(path: Path) -> None:
+    """A checkpoint as far as launch looks: complete, of update 7."""
+    state = {"optimizer_history": [{"num_updates": 7}]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+
+
+COSINE = f"{TRAIN} --lr-scheduler cosine --max-update 100"
+PLATEAU = f"{TRAIN} --lr-scheduler reduce_lr_on_plateau"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        (COSINE, f"{COSINE} --max-update 200", "--max-update was 100 and is 200 now, and the lea"),
+        (COSINE, f"{COSINE} --max-update 1e2 --max-epoch 3", None),
+        (f"{COSINE} --lr-period-updates 9", f"{COSINE} --lr-period-updates 9 --max-update 2", None),
+        (TRAIN, f"{TRAIN} --max-update 200", None),
+        (
+            f"{TRAIN} --lr-scheduler inverse_sqrt",
+            f"{TRAIN} --lr-scheduler inverse_sqrt --max-update 2",
+            None,
+        ),
+        (
+            f"{TRAIN} --lr-scheduler polynomial_decay --max-update 5",
+            f"{TRAIN} --lr-scheduler polynomial_decay --max-update 6",
+            "--max-update was 5 and is 6 now",
+        ),
+        (
+            f"{TRAIN} --lr-scheduler polynomial_decay --total-num-update 5",
+            f"{TRAIN} --lr-scheduler polynomial_decay --total-num-update 5 --max-update 6",
+            None,
+        ),
+        (
+            f"{TRAIN} --lr-scheduler tri_stage --phase-ratio (0.1,0.4,0.5)",
+            f"{TRAIN} --lr-scheduler tri_stage --phase-ratio (0.1,0.4,0.5) --max-update 6",
+            "--max-update was not given and is 6 now",
+        ),
+        (PLATEAU, f"{PLATEAU} --validate-interval 2", "--validate-interval was not given and is 2"),
+        (PLATEAU, f"{PLATEAU} --disable-validation", "--disable-validation was not given and is"),
+        (PLATEAU, f"{PLATEAU} --max-update 2 --save-interval 2", None),
+        (TRAIN, f"{TRAIN} --validate-interval 2", None),
+        (
+            f"{HYDRA} lr_scheduler=cosine optimization.max_update=5",
+            f"{HYDRA} lr_scheduler=cosine optimization.max_update=6",
+            "--max-update was 5 and is 6 now",
+        ),
+        (
+            f"{VISION} --lr-schedule cosine",
+            f"{VISION} --lr-schedule cosine --epochs 5",
+            "--epochs ",
+        ),
+        (f"{VISION} --epochs 3", f"{VISION} --epochs 5", "--epochs was 3 and is 5 now"),
+        (f"{VISION} --lr-milestones 1", f"{VISION} --lr-milestones 1 --epochs 5", None),
+        (f"{VISION} --lr-schedule constant", f"{VISION} --lr-schedule constant --epochs 5", None),
+        (VISION, f"{VISION} --max-update 5", None),
+    ],
+)
+def test_a_length_that_a_schedule_spans_is_told(before, now, says):
+    launched(shlex.join(before.split()))
+    told = relaunch(shlex.join(now.split()))
+    assert told.allowed == ()
+    if says is None:
+        assert told.notes == ()
+        return
+    (note,) = told.notes
+    assert note.startswith(says)
+    assert "the learning rate depends on it (--lr-schedule" in note
+
+
+def test_a_schedule_in_hydras_file_is_told_too(here):
+    tiny = here / "conf/tiny.yaml"
+    content = "optimization: {max_update: 5}\nlr_scheduler: {_name: cosine, max_update: 9}\n"
+    tiny.write_text(content)
+    launched(HYDRA)
+    tiny.write_text(content.replace("5", "6"))
+    (note,) = relaunch(HYDRA).notes
+    assert note.startswith("--max-update was 5 and is 6 now")
+    tiny.write_text(content)
+    (note,) = relaunch(HYDRA, group=["1: optimization.max_update=7"]).notes
+    assert note.endswith("(group 1)")
+
+
+def test_launch_says_that_a_schedule_spans_the_length(here, capsys):
+    launched(COSINE)
+    line = ["launch", "--groups", "2", "--out", "out", "--print", "--", *shlex.split(COSINE)]
+    assert cli.main([*line, "--max-update", "200"]) == 0
+    assert "# --max-update was 100 and is 200 now" in capsys.readouterr().out
 
 
 def test_a_relative_path_means_another_place_in_another_directory(here, monkeypatch):

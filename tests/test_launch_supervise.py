@@ -17,6 +17,7 @@ from fairseq_codistill.launch import pulse
 from fairseq_codistill.launch.commands import Worker
 from fairseq_codistill.launch.group import Patience, State
 from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.process import LAST_BYTES
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.supervise import supervise
 from fairseq_codistill.launch.view import LiveView
@@ -127,16 +128,33 @@ HEARTBEAT = {
     **{"run_id": "run", "nonce": "nonce-0", "update": 7, "time": 1.0, "finished": False},
     "failure": "the snapshot of group 0 at update 5 cannot be published",
 }
-LOGGED = f"echo '2026-01-01 | ERROR | x | this group ends for good: {HEARTBEAT['failure']}'; "
+ENDS = f"this group ends for good: {HEARTBEAT['failure']}"
+MEMBERSHIP = "fairseq_codistill.codistillation.membership"
+# As fairseq-train and the image program write it, and as fairseq-hydra-train does.
+LOG_FORMATS = {
+    "train": "2026-01-01 00:00:00 | ERROR | {} | {}",
+    "hydra": "[2026-01-01 00:00:00,000][{}][ERROR] - {}",
+}
 
 
+def logged(message: str = ENDS, logger: str = MEMBERSHIP, kind: str = "train") -> str:
+    """Shell code that logs a message, without the line in the command, which is logged too."""
+    line = LOG_FORMATS[kind].format(logger, message)
+    written = "".join(f"\\{ord(letter):03o}" for letter in line)
+    return f"printf '{written}\\n'; "
+
+
+LOGGED = logged()
+
+
+@pytest.mark.parametrize("kind", LOG_FORMATS)
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_group_that_ends_for_good_is_not_started_again(tmp_path, who):
+def test_a_group_that_ends_for_good_is_not_started_again(tmp_path, who, kind):
     (tmp_path / "group-0").mkdir()
     (tmp_path / "group-0" / "alive.json").write_text(json.dumps(HEARTBEAT))
     # Whichever of its workers says so, and whichever of them is the first to fail.
     commands = [TRAINED + "sleep 60", "sleep 0.3; exit 1"]
-    commands[who] = LOGGED + commands[who]
+    commands[who] = logged(kind=kind) + commands[who]
     status, states, said = run(tmp_path, commands)
     assert (status, states) == (1, [State.GAVE_UP])
     assert "group 0 ended with status 1, for good: gave up" in said
@@ -153,6 +171,40 @@ def test_one_of_two_testimonies_of_the_end_is_not_enough(tmp_path, missing):
     (tmp_path / "group-0" / "alive.json").write_text(heartbeat)
     command = TRAINED + ("" if missing == "log" else LOGGED) + "test $RESTARTS -eq 1"
     assert run(tmp_path, command)[:2] == (0, [State.FINISHED])
+
+
+PEER = "fairseq_codistill.exchange.reader"
+FORGED = {
+    "quoted by another logger": logged(f"peer 1 has format '{ENDS}'", PEER),
+    "all that another logger says": logged(ENDS, PEER),
+    "quoted by the same logger": logged(f"removed what says {ENDS}"),
+    "not all of the line": logged(f"{ENDS}' is what it says"),
+    "a whole record quoted": logged(f"x {LOG_FORMATS['train'].format(MEMBERSHIP, ENDS)}", PEER),
+    "a record in a traceback": "printf 'odd.Error: %s\\n' \"$(" + LOGGED + ')"; ',
+    "hydra's record in a traceback": "printf 'odd.Error: %s\\n' \"$("
+    + logged(kind="hydra")
+    + ')"; ',
+    "no record": f"printf '%s\\n' '{ENDS}'; ",
+    "a line that is cut off": (
+        f"printf '%s\\n' \"odd: $({logged().rstrip('; ')})\"; "
+        f"head -c {LAST_BYTES - len(LOG_FORMATS['train'].format(MEMBERSHIP, ENDS)) - 1} /dev/zero "
+        "| tr '\\0' '\\n'; "
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_what_a_log_quotes_is_no_testimony(tmp_path, forgery):
+    """Whoever can write to the exchange has groups quote it in their logs."""
+    (tmp_path / "group-0").mkdir()
+    (tmp_path / "group-0" / "alive.json").write_text(json.dumps(HEARTBEAT))
+    script = tmp_path / "forgery.sh"
+    script.write_text(FORGED[forgery])
+    command = f"sh {script}; test $RESTARTS -eq 1"
+    status, states, said = run(tmp_path, TRAINED + command)
+    assert (status, states) == (0, [State.FINISHED]), said
+    if forgery != "a line that is cut off":
+        assert ENDS in (tmp_path / "group-0/log.txt").read_text()
 
 
 def test_restarts_a_group_and_not_the_others(tmp_path):

@@ -1,8 +1,9 @@
 """Whether a relaunch has the settings of the launch before it, which ``launch.json`` holds.
 
 A group goes on from its checkpoint whatever the new command says, so a changed setting would turn
-a run into another one without a word.  What decides how long the run is, and what is logged, saved
-and validated, may change; everything else has to be allowed by name.
+a run into another one without a word.  What decides how long the run is, what is logged, saved and
+validated, and how the work is done, but not what it comes to, may change; everything else has to be
+allowed by name.
 
 Only what is written is compared: a flag that is left out differs from one that is given, even if
 it is given its default.  A relative path means what it meant in the directory of its launch.
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_codistill.errors import UserError
+from fairseq_codistill.launch import checkpoints, spans
 from fairseq_codistill.launch.commands import (
+    BEGINNING,
     FAIRSEQ_DEFAULT_SEED,
+    RESET,
     Plan,
     parse_group_flags,
 )
@@ -41,7 +45,16 @@ from fairseq_codistill.launch.settings import (
     last_part,
     plain,
 )
-from fairseq_codistill.launch.values import elsewhere, numbers, same
+from fairseq_codistill.launch.values import (
+    SHOWN,
+    Move,
+    differs,
+    elsewhere,
+    for_each_epoch,
+    move,
+    numbers,
+    same,
+)
 from fairseq_codistill.records import printable
 
 Files = Mapping[str, Mapping[str, str]]
@@ -62,11 +75,21 @@ FREE = frozenset(
     "validate-interval validate-interval-updates validate-after-updates disable-validation "
     "valid-subset combine-valid-subsets ignore-unused-valid-subsets fixed-validation-seed "
     "max-tokens-valid batch-size-valid max-valid-steps eval-train-images eval-bleu eval-bleu-args "
+    "skip-invalid-size-inputs-valid-test "
     "eval-bleu-detok eval-bleu-detok-args eval-tokenized-bleu eval-bleu-remove-bpe "
     "eval-bleu-print-samples "
-    # Hangs, and a trial that trains nothing.
-    "codistill-timeout heartbeat-timeout dry-run".split()
+    # Hangs, overflows, and a trial that trains nothing.
+    "codistill-timeout heartbeat-timeout min-loss-scale dry-run "
+    # How batches are read, memory is used, and workers talk to each other.
+    "num-workers data-buffer-size dataset-impl use-plasma-view plasma-path cache-images "
+    "check-images empty-cache-freq all-gather-list-size bucket-cap-mb ddp-backend "
+    "distributed-backend distributed-num-procs nprocs-per-node find-unused-parameters "
+    "gradient-as-bucket-view checkpoint-activations offload-activations "
+    "load-checkpoint-on-all-dp-ranks debug-param-names reset-logging".split()
 )
+# Of these, what may change the order of a sum over workers, and so the last bits of the weights.
+_LAST_BITS = frozenset({"ddp-backend", "distributed-backend", "bucket-cap-mb"})
+_FREE_IN_MODEL = frozenset({"checkpoint-activations", "offload-activations"})
 # Of hydra's sections, those in which a name above means the same.
 _FREE_SECTIONS = (
     *("common", "checkpoint", "optimization", "dataset", "task", "criterion"),
@@ -78,12 +101,17 @@ _SET_BY_LAUNCH = frozenset(
     "distributed-rank distributed-init-method distributed-port distributed-no-spawn "
     "device-id".split()
 )
+# What a group that goes on from its checkpoint is not told.
+_BEGINNING = frozenset(map(last_part, BEGINNING))
+_RESET = frozenset(map(last_part, RESET))
 _TOPOLOGY = "task.codistill_topology"
 _UPDATE_FREQ = "optimization.update_freq"
 _WORLD_SIZE = "distributed_training.distributed_world_size"
+_SAVE_DIR = "checkpoint.save_dir"
+# The groups' own flags, before and now, and whether the group goes on from its checkpoint.
+_Key = tuple[tuple[str, ...], tuple[str, ...], bool]
 _NAMES_A_FILE = frozenset({"config", *HYDRA_FLAGS.values()})
 _WORKERS = "the number of workers of a group (--workers-per-group, or its GPUs)"
-_SHOWN = 160
 
 
 @dataclass(frozen=True)
@@ -97,6 +125,7 @@ class _Said:
         workers: of each group; None if it is not known.
         directory: what relative paths are relative to.
         files: what the configuration files said that the commands name.
+        out: the run's directory; None if it is not known.
     """
 
     dialect: Dialect
@@ -105,6 +134,7 @@ class _Said:
     workers: int | None
     directory: str
     files: Files
+    out: Path | None
 
     def of(self, group: int) -> Dialect:
         """Return the command line of one group."""
@@ -121,15 +151,33 @@ class _Change:
         shown: as it is written on the command line.
         before: its value then; None if it was not given.
         now: its value now.
+        free: whether it needs not be allowed.
     """
 
     name: str
     shown: str
     before: str | None
     now: str | None
+    free: bool = False
 
     def __str__(self) -> str:
-        return f"{self.shown} {_was(self.before)} and {_is(self.now)} now"
+        return f"{self.shown} {differs(self.before, self.now)}"
+
+
+@dataclass(frozen=True)
+class Relaunch:
+    """What a launch changes of the run that it goes on with.
+
+    Attributes:
+        allowed: what differs and is allowed, a clause for each.
+        names: of the settings whose change makes other weights of the same updates, whether
+            or not they had to be allowed.
+        notes: sentences about what may change, and yet changes what is trained.
+    """
+
+    allowed: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def files_of(plan: Plan) -> dict[str, dict[str, str]]:
@@ -144,7 +192,7 @@ def files_of(plan: Plan) -> dict[str, dict[str, str]]:
     return {name: dict(settings) for name, settings in said.files.items()}
 
 
-def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]) -> list[str]:
+def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]) -> Relaunch:
     """Compare the settings of ``plan`` with those of the launch before it.
 
     Args:
@@ -152,27 +200,37 @@ def changes(plan: Plan, before: Mapping[str, Any] | None, allowed: Iterable[str]
         before: the record of the launch before, or None if there is none.
         allowed: the settings that may differ, as ``--allow-changed`` names them.
 
-    Returns:
-        What differs and is allowed, a clause for each.
-
     Raises:
         UserError: if something differs that may not.
     """
-    if before is None or "command" not in before or not _has_trained(plan):
-        return []
+    if before is None or "command" not in before:
+        return Relaunch()
     now = _said_by(plan)
-    found = _compare(_said_in(before, now), now, plan)
+    trained = _has_trained(plan)
+    try:
+        said = _said_in(before, now)
+    except UserError:
+        if trained:
+            raise
+        return Relaunch()
+    found, notes = _compare(said, now, plan)
+    every = tuple(dict.fromkeys([*(one.name for _, one in found), *notes.values()]))
+    if not trained:
+        # Nothing is lost by a change.
+        return Relaunch(names=every)
+    found = [(groups, one) for groups, one in found if not one.free]
     refused = [(groups, one) for groups, one in found if not names(one.name, allowed)]
     if refused:
         distinct = dict.fromkeys(one.name for _, one in refused)
-        options = " ".join(f"--allow-changed {printable(shlex.quote(n), _SHOWN)}" for n in distinct)
+        options = " ".join(f"--allow-changed {printable(shlex.quote(n), SHOWN)}" for n in distinct)
         told = "; ".join(_tell(groups, one, plan.groups) for groups, one in refused)
         raise UserError(
             f"{options} is missing: the run in {plan.out} has had other settings so far: {told}. "
             "Give the settings that it had, choose another --out, or add that option to go on "
             "with the new ones"
         )
-    return [_tell(groups, one, plan.groups) for groups, one in found]
+    clauses = tuple(_tell(groups, one, plan.groups) for groups, one in found)
+    return Relaunch(clauses, every, tuple(notes))
 
 
 def names(setting: str, allowed: Iterable[str]) -> bool:
@@ -185,7 +243,7 @@ def names(setting: str, allowed: Iterable[str]) -> bool:
 
 
 def _has_trained(plan: Plan) -> bool:
-    """Tell whether any group has something to go on from; else nothing is lost by a change."""
+    """Tell whether any group has something to go on from."""
     return any(
         next(plan.folder(group).glob(pattern), None) is not None
         for group in range(plan.groups)
@@ -194,7 +252,9 @@ def _has_trained(plan: Plan) -> bool:
 
 
 def _said_by(plan: Plan) -> _Said:
-    said = _Said(plan.dialect, plan.flags, plan.groups, plan.devices.workers, os.getcwd(), files={})
+    said = _Said(
+        plan.dialect, plan.flags, plan.groups, plan.devices.workers, os.getcwd(), {}, plan.out
+    )
     files = {}
     for group in {0, *plan.flags}:
         dialect = said.of(group)
@@ -227,7 +287,16 @@ def _said_in(record: Mapping[str, Any], now: _Said) -> _Said:
         ) from None
     directory = record.get("directory", now.directory)
     workers = _workers_in(record, dialect)
-    return _Said(dialect, flags, groups, workers, directory, record.get("files", {}))
+    files = record.get("files", {})
+    return _Said(dialect, flags, groups, workers, directory, files, _out_in(record, dialect))
+
+
+def _out_in(record: Mapping[str, Any], dialect: Dialect) -> Path | None:
+    """Return the run's directory, by the processes that launch started."""
+    processes = record["groups"][0]
+    named = dialect.read(processes[0]["argv"], _SAVE_DIR) if processes else None
+    path = Path(named or "")
+    return path.parent if path.is_absolute() and path.name == "group-0" else None
 
 
 def _workers_in(record: Mapping[str, Any], dialect: Dialect) -> int | None:
@@ -240,34 +309,75 @@ def _workers_in(record: Mapping[str, Any], dialect: Dialect) -> int | None:
     return int(size) if re.fullmatch(r"[0-9]{1,9}", size) else len(processes)
 
 
-def _compare(before: _Said, now: _Said, plan: Plan) -> list[tuple[list[int], _Change]]:
-    """Return what differs, and in which groups."""
+def _compare(
+    before: _Said, now: _Said, plan: Plan
+) -> tuple[list[tuple[list[int], _Change]], dict[str, str]]:
+    """Return what differs, and in which groups; and notes about the length, with its settings."""
     everywhere = list(range(now.groups))
     found: list[tuple[list[int], _Change]] = []
     if before.groups != now.groups:
         change = _Change("groups", "--groups", str(before.groups), str(now.groups))
         found.append((everywhere, change))
     if type(before.dialect) is not type(now.dialect):
-        programs = (" ".join(said.dialect.program) for said in (before, now))
-        return [*found, (everywhere, _Change("program", "the program", *programs))]
+        was, is_now = (" ".join(said.dialect.program) for said in (before, now))
+        return [*found, (everywhere, _Change("program", "the program", was, is_now))], {}
 
     bare = bare_flags([one.of(group) for one in (before, now) for group in {0, *one.flags}])
-    groups_of: dict[_Change, list[int]] = {}
-    compared: dict[tuple[tuple[str, ...], tuple[str, ...]], list[_Change]] = {}
+    moved = None if before.out is None else move(str(before.out), str(plan.out))
+    changed: dict[_Change, list[int]] = {}
+    noted: dict[tuple[str, str], list[int]] = {}
+    compared: dict[_Key, tuple[list[_Change], list[tuple[str, str]]]] = {}
     for group in range(min(before.groups, now.groups)):
-        key = (tuple(before.flags.get(group, ())), tuple(now.flags.get(group, ())))
+        own = (tuple(before.flags.get(group, ())), tuple(now.flags.get(group, ())))
+        old, new = _settings(before, now, group, bare)
+        resumes = _begins(old, new) and checkpoints.find(plan.folder(group)).checkpoint is not None
+        key = (*own, resumes)
         if key not in compared:
-            compared[key] = list(_differences(before, now, group, bare, plan.out / "exchange"))
-        for change in compared[key]:
-            groups_of.setdefault(change, []).append(group)
-    return [*found, *((groups, change) for change, groups in groups_of.items())]
+            if resumes:
+                old, new = _going_on(old, new)
+            differences = _differences(before, now, old, new, plan.out / "exchange", moved)
+            compared[key] = list(differences), spans.notes(now.dialect, old, new)
+        for change in compared[key][0]:
+            changed.setdefault(change, []).append(group)
+        for note in compared[key][1]:
+            noted.setdefault(note, []).append(group)
+    found += [(groups, change) for change, groups in changed.items()]
+    notes = {_tell(groups, said, plan.groups): name for (name, said), groups in noted.items()}
+    return found, notes
+
+
+def _begins(*sides: Mapping[str, str]) -> bool:
+    """Tell whether settings say where a run begins."""
+    return any(last_part(name) in _BEGINNING | _RESET for side in sides for name in side)
+
+
+def _going_on(
+    old: Mapping[str, str], new: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the settings of a group that resumes, before and now, without those that do nothing.
+
+    Launch does not tell it where a run begins, nor what belongs to that.  A reset of before has
+    done its work.
+    """
+    told = []
+    for side in (old, new):
+        begins_elsewhere = any(last_part(name) in _BEGINNING for name in side)
+        untold = _BEGINNING | _RESET if begins_elsewhere else _BEGINNING
+        told.append({name: text for name, text in side.items() if last_part(name) not in untold})
+    before, now = told
+    done = {name for name in before if last_part(name) in _RESET and name not in now}
+    return {name: text for name, text in before.items() if name not in done}, now
 
 
 def _differences(
-    before: _Said, now: _Said, group: int, bare: frozenset[str], exchange: Path
+    before: _Said,
+    now: _Said,
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+    exchange: Path,
+    moved: Move | None,
 ) -> Iterator[_Change]:
-    """Return what differs in one group."""
-    old, new = _settings(before, now, group, bare)
+    """Return what differs between the settings of one group before and now."""
     # Launch knows these defaults.
     for key, default in (
         ("common.seed", FAIRSEQ_DEFAULT_SEED),
@@ -281,17 +391,20 @@ def _differences(
         sizes = _passes(old[update_freq], before.workers), _passes(new[update_freq], now.workers)
         if None not in sizes and sizes[0] == sizes[1]:
             # Other devices for the same batches.
-            new[update_freq] = old[update_freq]
+            new = {**new, update_freq: old[update_freq]}
+            free = True
         else:
-            yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers))
+            free = False
+        yield _Change("workers-per-group", _WORKERS, str(before.workers), str(now.workers), free)
     for name in sorted(old.keys() | new.keys()):
-        if _is_free(name):
+        free = _is_free(name)
+        if free and last_part(name) not in _LAST_BITS:
             continue
         was, is_now = old.get(name), new.get(name)
-        if not same(last_part(name), was, is_now, before.directory, now.directory):
+        if not same(last_part(name), was, is_now, before.directory, now.directory, moved):
             if was is not None and was == is_now:
                 was, is_now = elsewhere(was, before.directory), elsewhere(was, now.directory)
-            yield _Change(name, _shown(now.dialect, name), was, is_now)
+            yield _Change(name, _shown(now.dialect, name), was, is_now, free)
 
 
 def _settings(
@@ -328,7 +441,11 @@ def _settings(
 def _passes(update_freq: str, workers: int | None) -> list[Decimal] | None:
     """Return how many batches all workers together make one update of, for each epoch told."""
     told = numbers(update_freq)
-    return None if told is None or workers is None else [number * workers for number in told]
+    return (
+        None
+        if told is None or workers is None
+        else for_each_epoch([number * workers for number in told])
+    )
 
 
 def _name_in(dialect: Dialect, key: str) -> str:
@@ -340,6 +457,8 @@ def _is_free(name: str) -> bool:
     last = last_part(name)
     if re.match(r"hydra\b", name):
         return True
+    if section == "model":
+        return last in _FREE_IN_MODEL
     if dot and section not in _FREE_SECTIONS:
         return False
     return last in FREE or last in _SET_BY_LAUNCH
@@ -347,21 +466,13 @@ def _is_free(name: str) -> bool:
 
 def _shown(dialect: Dialect, name: str) -> str:
     if isinstance(dialect, FairseqHydraTrain):
-        return printable(name, _SHOWN)
+        return printable(name, SHOWN)
     if name == POSITIONAL and not isinstance(dialect, Vision):
         return "DATA"
-    return printable(f"--{name}", _SHOWN)
+    return printable(f"--{name}", SHOWN)
 
 
-def _was(value: str | None) -> str:
-    return "was not given" if value is None else f"was {printable(value, _SHOWN)}"
-
-
-def _is(value: str | None) -> str:
-    return "is not given" if value is None else f"is {printable(value, _SHOWN)}"
-
-
-def _tell(groups: Sequence[int], change: _Change, of: int) -> str:
+def _tell(groups: Sequence[int], change: _Change | str, of: int) -> str:
     if len(groups) == of:
         return str(change)
     which = "group" if len(groups) == 1 else "groups"

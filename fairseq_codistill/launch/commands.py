@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
@@ -52,18 +52,20 @@ _WORLD_KEYS = [
         "device_id",
     )
 ]
-# Settings of a run's beginning, with the values that switch them off.
-_BEGINNING: Settings = {
+# Settings of a run's beginning, with the values that switch them off.  A group that goes on from
+# its checkpoint is not told of them.
+BEGINNING: Settings = {
     "checkpoint.restore_file": checkpoints.LAST,
     "checkpoint.finetune_from_model": "null",
 }
-_RESET: Settings = {
+# What belongs to them.
+RESET: Settings = {
     "checkpoint.reset_optimizer": False,
     "checkpoint.reset_lr_scheduler": False,
     "checkpoint.reset_meters": False,
     "checkpoint.reset_dataloader": False,
 }
-_NEUTRAL: Settings = {**_BEGINNING, **_RESET}
+_NEUTRAL: Settings = {**BEGINNING, **RESET}
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,11 @@ class Plan:
     def folder(self, group: int) -> Path:
         """Give the folder of ``group``."""
         return self.out / f"group-{group}"
+
+    def command(self, group: int) -> Dialect:
+        """Return what the user asks ``group`` to run."""
+        own = self.flags.get(group, ())
+        return replace(self.dialect, arguments=(*self.dialect.arguments, *own))
 
 
 def parse_group_flags(values: Sequence[str], groups: int) -> dict[int, list[str]]:
@@ -236,11 +243,11 @@ def check_exchanges(plan: Plan) -> None:
             raise UserError(f"--codistill-dir {error}") from None
 
 
-def exchange_address(plan: Plan) -> str | None:
-    """Return the exchange, an absolute path or a URI; None if there is none."""
+def exchange_address(plan: Plan, group: int = 0) -> str | None:
+    """Return a group's exchange, an absolute path or a URI; None if there is none."""
     if plan.groups == 1:
         return None
-    named = _named_exchange(plan, plan.flags.get(0, ()))
+    named = _named_exchange(plan, plan.flags.get(group, ()))
     return str(plan.out / "exchange") if named is None else resolved(named)
 
 
@@ -286,9 +293,9 @@ def _outdated(dialect: Dialect, own: Sequence[str], resume: Resume, restarted: b
     """
     if resume.checkpoint is None:
         return []
-    values = [dialect.read(own, key) or dialect.value(key) for key in _BEGINNING]
+    values = [dialect.read(own, key) or dialect.value(key) for key in BEGINNING]
     begins_elsewhere = any(value is not None for value in values)
-    return [*_BEGINNING, *(_RESET if restarted or begins_elsewhere else {})]
+    return [*BEGINNING, *(RESET if restarted or begins_elsewhere else {})]
 
 
 def _restore(resume: Resume) -> Settings:

@@ -5,22 +5,28 @@ The group's leader leaves ``ended.json`` at its orderly end (``records.ended``),
 it: of this run, of this group's nonce, written since the process was started, and not
 contradicted by the log or by ``alive.json``.
 
-The mark ``finished.json`` keeps that evidence with the command that it belongs to.  fairseq,
-started again on a checkpoint that has all its updates, makes one update more; and peers in lockstep
-would wait for its snapshots.
+The mark ``finished.json`` keeps that evidence with what decided the length.  A group that has it is
+not started again, unless more is asked for now (``length``): fairseq, started again on a checkpoint
+that has all its updates, makes one update more; and peers in lockstep would wait for its snapshots.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from fairseq_codistill.errors import UserError
+from fairseq_codistill.launch.dialects import recognise
+from fairseq_codistill.launch.length import Limits, covers, is_limits, limits_of
 from fairseq_codistill.records import Alive, Ended, read_ended, read_object, write_file
-from fairseq_codistill.records.ended import NAME
+from fairseq_codistill.records.ended import NAME, parse_ended
 
 MARK = "finished.json"
-FORMAT = 1
+FORMAT = 2
+# With the command in place of the limits.
+_FORMAT_OF_COMMANDS = 1
 
 
 class Finished:
@@ -28,7 +34,7 @@ class Finished:
 
     Args:
         folder: the group's directory.
-        command: what the user asked this group to run; with another one the mark means nothing.
+        limits: what decides how long this group is asked to train.
         run_id: of the run.
         nonce: of the group's processes.
 
@@ -37,9 +43,9 @@ class Finished:
             although it was to learn from some.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str], run_id: str, nonce: str) -> None:
+    def __init__(self, folder: Path, limits: Limits, run_id: str, nonce: str) -> None:
         self._folder = folder
-        self._command = list(command)
+        self._limits = dict(limits)
         self._run_id = run_id
         self._nonce = nonce
         self._before: Ended | None = None
@@ -49,17 +55,21 @@ class Finished:
 
     @property
     def reached(self) -> bool:
-        """Whether the group has finished this very command before."""
+        """Whether the group has reached before all that it is asked for now."""
         try:
             mark = read_object(self._folder / MARK)
-        except (OSError, ValueError):
+            ended = parse_ended(mark.get("ended"), MARK)
+            then = _limits_in(mark)
+        except (OSError, ValueError, UserError):
             # There is none, it was written by an earlier version, or somebody else.
-            return False
-        if mark.get("format") != FORMAT or mark.get("command") != self._command:
             return False
         if (mark.get("run_id"), mark.get("nonce")) != (self._run_id, self._nonce):
             return False
-        self.missed_its_peers = mark.get("missed_its_peers") is True
+        if (ended.run_id, ended.nonce) != (self._run_id, self._nonce):
+            return False
+        if not covers(ended, then, self._limits):
+            return False
+        self.missed_its_peers = ended.missed_its_peers
         self._marked = True
         return True
 
@@ -115,9 +125,26 @@ class Finished:
             "format": FORMAT,
             "run_id": self._run_id,
             "nonce": self._nonce,
-            "command": self._command,
-            "missed_its_peers": self.missed_its_peers,
+            "limits": self._limits,
             "ended": dataclasses.asdict(self._ended),
         }
         write_file(self._folder / MARK, content)
         self._marked = True
+
+
+def _limits_in(mark: Mapping[str, Any]) -> Limits:
+    """Return what decided the length of the training that a mark tells of.
+
+    Raises:
+        ValueError: if it does not tell.
+        UserError: if it holds a command that this version does not know.
+    """
+    limits, command = mark.get("limits"), mark.get("command")
+    if mark.get("format") == FORMAT and isinstance(limits, dict) and is_limits(limits):
+        return limits
+    if mark.get("format") != _FORMAT_OF_COMMANDS or not isinstance(command, list):
+        raise ValueError("its format is unknown")
+    dialect = recognise([str(word) for word in command])
+    if dialect.file() is not None:
+        raise ValueError("what its configuration file said is not known")
+    return limits_of(dialect)

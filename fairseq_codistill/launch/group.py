@@ -19,9 +19,13 @@ from fairseq_codistill.launch.progress import LogReader, Progress, live_line
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
 from fairseq_codistill.records.heartbeat import ENDS_FOR_GOOD
+from fairseq_codistill.records.training_log import error_in
 
 # Names this start of a run to its groups: what they have said in an earlier one is old.
 START = secrets.token_hex(8)
+
+# The logger that says so with ``ENDS_FOR_GOOD``.
+_WHO_ENDS_FOR_GOOD = "fairseq_codistill.codistillation.membership"
 
 _CONFIG_ERROR = "codistill: error:"
 _LONGEST_BACKOFF = 30.0
@@ -305,9 +309,13 @@ class Group:
         )
 
     def _says(self, failure: str) -> bool:
-        """Tell whether its log says so too, as anybody may have written the heartbeat."""
-        said = ENDS_FOR_GOOD + failure
-        return any(said in line for process in self._processes for line in process.output())
+        """Tell whether its log says so too, as anybody may have written the heartbeat.
+
+        Lines of other loggers may quote what is in the exchange: only a line that the membership
+        has logged, and that says nothing else, counts.
+        """
+        said = (_WHO_ENDS_FOR_GOOD, ENDS_FOR_GOOD + failure)
+        return any(said == error_in(line) for one in self._processes for line in one.output())
 
     def _describe(self, status: int | None) -> str:
         if self._hung:

@@ -138,12 +138,16 @@ class Process:
         try:
             end = os.fstat(self._log).st_size
             # Truncated since, the log has nothing of what came before.
-            first = self.log_start if self.log_start <= end else 0
-            first = max(first, end - LAST_BYTES)
+            start = self.log_start if self.log_start <= end else 0
+            first = max(start, end - LAST_BYTES)
             text = os.pread(self._log, end - first, first).decode(errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()]
+        lines = text.splitlines()
+        # Of a line whose beginning is cut off nobody knows who wrote it.
+        if first > start and len(lines) > 1:
+            lines = lines[1:]
+        return [line for line in lines if line.strip()]
 
     def says_settings_are_wrong(self) -> bool:
         """Tell whether it ended because of its settings, which a restart would not change."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairseq_codistill.errors import UserError
-from fairseq_codistill.launch import changed, checkpoints, record
+from fairseq_codistill.launch import changed, checkpoints, record, rewind
 from fairseq_codistill.launch.commands import (
     Plan,
     Worker,
@@ -29,6 +29,7 @@ from fairseq_codistill.launch.dialects import Dialect, recognise
 from fairseq_codistill.launch.finished import Finished
 from fairseq_codistill.launch.group import Group, Patience
 from fairseq_codistill.launch.guard import Guard
+from fairseq_codistill.launch.length import limits_of
 from fairseq_codistill.launch.process import starts_so_far
 from fairseq_codistill.launch.pulse import Pulse
 from fairseq_codistill.launch.retry import Retry
@@ -90,7 +91,9 @@ class Ports:
 def show(options: Options) -> int:
     """Print the commands of all workers; start nothing and write nothing."""
     plan = make_plan(options)
-    changed.changes(plan, record.read(plan.out), options.allow_changed)
+    relaunch = changed.changes(plan, record.read(plan.out), options.allow_changed)
+    for note in relaunch.notes:
+        print(f"# {note}")
     ports = Ports()
     for group in range(plan.groups):
         workers = workers_of(plan, group, ports.free(), checkpoints.find(plan.folder(group)))
@@ -109,13 +112,26 @@ def launch(options: Options) -> int:
     view = LiveView(sys.stdout, log=out / "launch.log")
     with record.only_launch(out, view.announce):
         plan = make_plan(options)
-        for change in changed.changes(plan, record.read(out), options.allow_changed):
+        relaunch = changed.changes(plan, record.read(out), options.allow_changed)
+        for change in relaunch.allowed:
             view.announce(f"goes on with another setting: {change}")
+        for note in relaunch.notes:
+            view.announce(note)
         plan = replace(plan, dialect=_with_program(plan.dialect))
         for note in check(plan.devices, plan.dialect.program, os.environ):
             view.announce(note)
         ports = Ports()
         starts = [_Start(plan, group, ports, view) for group in range(plan.groups)]
+        finished = [
+            Finished(plan.folder(i), limits_of(plan.command(i)), plan.run_id, plan.nonces[i])
+            for i in range(plan.groups)
+        ]
+        if relaunch.names and is_lockstep(plan):
+            starting = {
+                i: start.resume for i, start in enumerate(starts) if not finished[i].reached
+            }
+            for note in rewind.rewind(plan, starting, relaunch.names):
+                view.announce(note)
         who = record.Identity(plan.run_id, plan.nonces)
         first = [start.first for start in starts]
         exchange = exchange_address(plan)
@@ -140,12 +156,7 @@ def launch(options: Options) -> int:
                     start.first[0].log,
                     patience,
                     view.announce,
-                    Finished(
-                        plan.folder(i),
-                        [*options.command, *plan.flags.get(i, ())],
-                        plan.run_id,
-                        plan.nonces[i],
-                    ),
+                    finished[i],
                     _pulse(plan, i, options.hang_timeout),
                     guard,
                 )
@@ -193,7 +204,11 @@ def _pulse(plan: Plan, group: int, timeout: float) -> Pulse:
 
 
 class _Start:
-    """Gives the workers of one group, anew at each restart; the first time those on record."""
+    """Gives the workers of one group, anew at each restart; the first time those on record.
+
+    Attributes:
+        resume: what they go on from.
+    """
 
     def __init__(self, plan: Plan, group: int, ports: Ports, view: LiveView) -> None:
         self._plan = plan
@@ -213,7 +228,7 @@ class _Start:
 
     def _workers(self, restarts: int) -> list[Worker]:
         folder = self._plan.folder(self._group)
-        resume = checkpoints.prepare(folder)
+        self.resume = resume = checkpoints.prepare(folder)
         if resume.torn is not None:
             self._notes.append(f"{checkpoints.LAST} is torn, kept as {resume.torn.name}")
         if resume.problem is not None:

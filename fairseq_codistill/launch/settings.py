@@ -37,12 +37,14 @@ BARE = frozenset(
     | set(
         "adaptive-input amp azureml-logging bf16 broadcast-buffers checkpoint-activations "
         "codistill-fused-ce codistill-peer-dropout combine-valid-subsets cross-self-attention "
-        "decoder-learned-pos decoder-normalize-before disable-validation ema-fp32 "
+        "debug-param-names decoder-learned-pos decoder-normalize-before disable-validation "
+        "ema-fp32 "
         "encoder-bidirectional encoder-learned-pos encoder-normalize-before eval-bleu "
         "eval-bleu-print-samples eval-tokenized-bleu fast-stat-sync find-unused-parameters "
         "fix-batches-to-gpus fp16 fp16-adam-stats fp16-no-flatten-grads "
         "gradient-as-bucket-view grouped-shuffling ignore-unused-valid-subsets "
-        "layernorm-embedding load-alignments maximize-best-checkpoint-metric "
+        "layernorm-embedding load-alignments load-checkpoint-on-all-dp-ranks "
+        "maximize-best-checkpoint-metric "
         "memory-efficient-bf16 memory-efficient-fp16 merge-src-tgt-embed no-cross-attention "
         "no-decoder-final-norm no-epoch-checkpoints no-last-checkpoints no-progress-bar "
         "no-save no-save-optimizer-state no-scale-embedding no-token-positional-embeddings "
@@ -50,7 +52,7 @@ BARE = frozenset(
         "share-all-embeddings share-decoder-embeddings share-decoder-input-output-embed "
         "skip-invalid-size-inputs-valid-test skip-remainder-batch store-ema suppress-crashes "
         "tie-adaptive-proj tie-adaptive-weights truncate-source update-ordered-indices-seed "
-        "use-bmuf use-old-adam write-checkpoints-asynchronously".split()
+        "use-bmuf use-old-adam use-plasma-view write-checkpoints-asynchronously".split()
     )
 )
 HYDRA_FLAGS = {

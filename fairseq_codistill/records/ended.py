@@ -11,6 +11,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairseq_codistill.records.guarded import Unreadable, read_object, write_file
 from fairseq_codistill.records.strict_json import is_text, is_whole
@@ -86,9 +87,24 @@ def read_ended(directory: Path) -> Ended | None:
         content = read_object(path)
     except FileNotFoundError:
         return None
+    return parse_ended(content, path)
+
+
+def parse_ended(content: Any, where: object) -> Ended:
+    """Return what the content of ``ended.json`` says.
+
+    Args:
+        content: a JSON document, or a part of one.
+        where: the file, for the message.
+
+    Raises:
+        Unreadable: if it is no such content.
+    """
     names = {field.name for field in dataclasses.fields(Ended)}
+    if not isinstance(content, dict):
+        raise Unreadable(f"{where} tells of no end")
     if not names <= content.keys():
-        raise Unreadable(f"{path} lacks {', '.join(sorted(names - content.keys()))}")
+        raise Unreadable(f"{where} lacks {', '.join(sorted(names - content.keys()))}")
     ended = Ended(**{name: content[name] for name in names})
     if not (
         is_text(ended.run_id, 0, 4096)
@@ -100,5 +116,5 @@ def read_ended(directory: Path) -> Ended | None:
         and type(ended.time) in (int, float)
         and type(ended.format) is int
     ):
-        raise Unreadable(f"{path} has a field of another kind, or out of its range")
+        raise Unreadable(f"{where} has a field of another kind, or out of its range")
     return ended

@@ -29,6 +29,12 @@ _PREFIX = re.compile(
     r"[^|{]{0,200} \| \w{1,20} \| ([\w.]{1,200}) \| "
     r"|\[[^]]{0,100}\]\[([\w.]{1,200})\]\[\w{1,20}\] - "
 )
+# The same of an error, and with the time that both begin with: in a line without a prefix, as in
+# those of a traceback, what stands before " | " may have been written by somebody else.
+_ERROR = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d{1,6})? \| ERROR \| ([\w.]{1,200}) \| "
+    r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:,\d{1,6})?\]\[([\w.]{1,200})\]\[ERROR\] - "
+)
 _SIMPLE = re.compile(r"epoch (\d{1,10})(?::| \| (?:valid on '([^']{1,100})' subset \| )?)")
 # "loss=5.9" in the middle of an epoch, "loss 5.9" at its end.  A name begins at the beginning of a
 # word, or every letter of a long word would be tried.
@@ -61,6 +67,16 @@ def split_prefix(line: str) -> tuple[str, str]:
     if found is None:
         return "", line
     return found[1] or found[2], line[found.end() :]
+
+
+def error_in(line: str) -> tuple[str, str] | None:
+    """Return the logger of an error and its message; None if the line is no whole record of one.
+
+    A line counts only if it begins with the time, as ``fairseq-train`` and ``fairseq-hydra-train``
+    write it: whatever is quoted within a line makes no record.
+    """
+    found = _ERROR.match(line)
+    return None if found is None else (found[1] or found[2], line[found.end() :])
 
 
 def parse_numbers(message: str) -> Numbers | None:
