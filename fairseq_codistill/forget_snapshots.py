@@ -20,7 +20,8 @@ def main(arguments: Sequence[str]) -> None:
     """Remove the snapshots, and print how many they were."""
     try:
         address, run_id, *groups = arguments
-        asked = [tuple(map(int, pair.split(":"))) for pair in groups]
+        pairs = [pair.split(":") for pair in groups]
+        asked = [(int(group), int(update)) for group, update in pairs]
     except ValueError:
         sys.exit(f"usage: python -m {__spec__.name} EXCHANGE RUN_ID GROUP:UPDATE...")
     try:
