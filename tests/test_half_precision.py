@@ -191,11 +191,11 @@ def test_two_workers_go_through_overflows_and_what_they_train_is_exported(
 
     new = tmp_path / "exported" / "model.pt"
     assert cli.main(["export", str(folder / "checkpoint_last.pt"), str(new)]) == 0
-    weights = run.weights()
-    assert equal(Run(new.parent, "").weights(new.name), weights)
-    halves = {"fp16": torch.float16, "memory-efficient-fp16": torch.float16, "bf16": torch.bfloat16}
-    expected = halves.get(precision, torch.float32)
-    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {expected}
+    weights, exported = run.weights(), Run(new.parent, "").weights(new.name)
+    assert equal(exported, weights)
+    assert {name: t.dtype for name, t in exported.items()} == {
+        name: t.dtype for name, t in weights.items()
+    }
 
 
 @pytest.mark.parametrize("precision", all_but("fp16"))
