@@ -189,7 +189,11 @@ sweep_options() {
                     "$OPTION") POINTS=$given ;;
                     --out) OUT=$given ;;
                     --seed) SEED=$(number "$@") ;;
-                    --groups) MODELS=$(number "$@") && PASS_ON+=("$1" "$given") ;;
+                    --groups)
+                        # Not one list of commands: set -e would not see that the first one failed.
+                        MODELS=$(number "$@")
+                        PASS_ON+=("$1" "$given")
+                        ;;
                     *) PASS_ON+=("$1" "$given") ;;
                 esac
                 shift

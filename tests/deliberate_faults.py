@@ -1148,7 +1148,7 @@ FAULTS = [
     _objective(
         "joint-sums-in-half-precision",
         "joint",
-        "            setattr(matmul, name, False)\n",
+        "            setattr(matmul, switch, False)\n",
         "            pass\n",
         "test_joint",
     ),

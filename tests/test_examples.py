@@ -110,6 +110,7 @@ def test_any_number_of_gpus_makes_the_recipes_batch(
         ("sweep_interval.sh --intervals '5 x'", "--intervals x is no number"),
         ("sweep_interval.sh --recipe bert", "--recipe bert is unknown; give wmt16_big or"),
         ("sweep_interval.sh --gpus 9", "--gpus 9 does not divide into 2 groups"),
+        ("sweep_alpha.sh --groups abc --data X --dry-run", "--groups abc"),
         ("sweep_alpha.sh --points 1.1", "--points 1.1 is no GAMMA:ALPHA; write it as in 1.1:0.1"),
         ("evaluate.sh", "give a run"),
         ("evaluate.sh nowhere", "nowhere has no folder group-0"),

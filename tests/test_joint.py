@@ -173,6 +173,17 @@ def test_sums_in_half_precision_are_switched_off_meanwhile(monkeypatch):
     assert [getattr(matmul, name) for name in names] == before
 
 
+def test_no_rows():
+    hidden = torch.zeros(0, 3, requires_grad=True)
+    weight, bias = torch.ones(5, 3, requires_grad=True), torch.ones(5, requires_grad=True)
+    peer = Hidden(torch.zeros(0, 3), Head(torch.ones(5, 3)))
+    total = joint_logit_mse(Hidden(hidden, Head(weight, bias)), [peer])
+    total.sum().backward()
+    assert total.shape == (0,)
+    assert not weight.grad.any()
+    assert not bias.grad.any()
+
+
 def test_layers_of_other_sizes_are_refused():
     case = Case(n=4, d=3, v=5)
     peer = Hidden(case.hidden, Head(case.weight[:4]))

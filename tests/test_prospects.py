@@ -36,6 +36,7 @@ GONE = 0.4
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(prospects, "GONE_SECONDS", GONE)
+    monkeypatch.setattr(prospects, "UNSEEN_SECONDS", GONE)
     monkeypatch.setattr(presence, "HEARTBEAT_SECONDS", 0.05)
 
 
@@ -105,6 +106,31 @@ def test_a_peer_that_ended_for_good_before_this_process_began(exchange, peer, st
     ended.release(finished=False)
     said = stops(lockstep(exchange, start="one"))
     assert said.startswith("peer 1 stops for good" if says else "peer 1 has said at update 7 that")
+
+
+def test_a_killed_peer_with_a_damaged_snapshot_may_come_back(exchange, peer, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "PAUSES", (0.0,))
+    exchange.publish(draft(10))
+    truncate(*paths(tmp_path))
+    killed = peer(10)
+    killed._stop.set()  # what SIGKILL leaves: it says that it runs
+    killed._thread.join()
+    data = (tmp_path / "group-1/alive.json").read_text()
+    (tmp_path / "group-1/alive.json").write_text(
+        data.replace('"running": false', '"running": true')
+    )
+    with pytest.raises(ExchangeError, match=r"--codistill-timeout .*: no snapshot of peer 1"):
+        lockstep(exchange, timeout=4 * GONE).take(10)
+
+
+def test_a_worker_does_not_believe_what_its_leader_said_in_a_former_start(exchange, peer):
+    ended = Presence(exchange.store, 0, Alive("run", "n", start="old"), dict)
+    ended.claim()
+    ended.note_failure("it had diverged")
+    ended.release(finished=False)
+    Led(exchange, 0, "new").check_published()
+    with pytest.raises(NeverComes, match="it had diverged"):
+        Led(exchange, 0, "old").check_published()
 
 
 @pytest.mark.parametrize("start", ["another", None])

@@ -139,8 +139,8 @@ def _source(
 ) -> Source:
     if config.codistill_mode == "lockstep":
         interval, timeout = config.codistill_interval, config.codistill_timeout
-        own = membership or Led(reader.exchange, config.codistill_group)
         start = os.environ.get("CODISTILL_START") or None
+        own = membership or Led(reader.exchange, config.codistill_group, start)
         return LockstepSource(reader, workers, peers, interval, timeout, own, start)
     return AsyncSource(reader, workers, peers)
 

@@ -32,6 +32,10 @@ GONE_SECONDS = 15.0
 LONGEST_FAILURE = 400
 
 
+# How long a network file system may go on saying that a file is not there.
+UNSEEN_SECONDS = 60.0
+
+
 class NeverComes(ExchangeError):
     """What a group in lockstep waits for will never come; the message names the peer."""
 
@@ -42,11 +46,13 @@ class Led:
     Args:
         exchange: of the run.
         group: its index.
+        start: names the common start of the groups, if it is known.
     """
 
-    def __init__(self, exchange: Exchange, group: int) -> None:
+    def __init__(self, exchange: Exchange, group: int, start: str | None = None) -> None:
         self._exchange = exchange
         self._group = group
+        self._start = start
 
     def check_published(self) -> None:
         """Make sure that the leader has not said that the group ends for good.
@@ -56,6 +62,9 @@ class Led:
         """
         alive = read_alive(self._exchange.store, self._group)
         if alive is None or alive.run_id != self._exchange.run_id or alive.failure is None:
+            return
+        if None not in (self._start, alive.start) and self._start != alive.start:
+            # Said in a former start; the leader's first heartbeat cannot be seen here yet.
             return
         raise NeverComes(ENDS_FOR_GOOD + _said(alive.failure))
 
@@ -85,7 +94,9 @@ class Prospects:
         for peer in peers:
             self._note_former(peer)
         # Of each peer, what speaks against it, and since when.
-        self._against: dict[int, tuple[Hashable, float]] = {}
+        self._against: dict[Hashable, tuple[Hashable, float]] = {}
+        # What a peer said when a snapshot of its was first rejected.
+        self._said_then: dict[tuple[int, int], Alive] = {}
 
     def check(self, peer: int, update: int, rejection: SnapshotRejected | None = None) -> None:
         """Make sure that a peer's snapshot may still come.
@@ -115,7 +126,9 @@ class Prospects:
         if rejection is not None and (alive.update >= update or not alive.running):
             # It has published that, and goes on or is gone: nobody will put another in its place.
             waited = self._lasts(peer, ("rejected", update, alive.running or alive.nonce))
-            final = waited > GONE_SECONDS and not _comes_back(alive)
+            # One that was killed says that it runs, and may be started again.
+            killed = alive.running and alive == self._said_then.setdefault((peer, update), alive)
+            final = waited > GONE_SECONDS and not killed and not _comes_back(alive)
             if final and not isinstance(rejection, SnapshotIncomplete):
                 raise NeverComes(
                     f"the snapshot of peer {peer} at update {update} can never be used: "
@@ -136,6 +149,8 @@ class Prospects:
             try:
                 self._exchange.manifest(peer, update)
             except SnapshotMissing as missing:
+                if self._lasts(("unseen", peer), update) <= UNSEEN_SECONDS:
+                    return
                 raise NeverComes(
                     f"peer {peer} is at update {alive.update} and keeps its snapshot of update "
                     f"{update} no more; in lockstep leave --codistill-keep out, and resume all "
@@ -156,13 +171,13 @@ class Prospects:
         if alive is not None or not may_have_alive(self._exchange.store, peer):
             self._former[peer] = alive
 
-    def _lasts(self, peer: int, evidence: Hashable) -> float:
-        """Give the seconds for which this, and nothing else, has spoken against a peer."""
+    def _lasts(self, of: Hashable, evidence: Hashable) -> float:
+        """Return the seconds for which this, and nothing else, has spoken against a peer."""
         now = time.monotonic()
-        before, since = self._against.get(peer, (None, now))
+        before, since = self._against.get(of, (None, now))
         if before != evidence:
             since = now
-        self._against[peer] = evidence, since
+        self._against[of] = evidence, since
         return now - since
 
 

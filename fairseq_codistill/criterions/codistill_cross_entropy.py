@@ -178,8 +178,10 @@ class CodistillCrossEntropyCriterion(FairseqCriterion):
                 self._rows,
                 layer.in_features,
                 layer.out_features,
-                half=self.task.cfg.amp or weight.dtype in (torch.float16, torch.bfloat16),
-                on_gpu=weight.device.type == "cuda",
+                # fairseq's autocast is CUDA's alone.
+                half=(self.task.cfg.amp and weight.is_cuda)
+                or weight.dtype in (torch.float16, torch.bfloat16),
+                on_gpu=weight.is_cuda,
             )
         return layer if self.fused or self._wants is not Wants.LOGITS else None
 

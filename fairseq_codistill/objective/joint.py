@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +101,9 @@ class _OfHidden(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
+        if not len(hidden):
+            nothing = None if bias is None else torch.zeros_like(bias)
+            return torch.zeros_like(hidden), torch.zeros_like(weight), nothing, None, None
         student: Hidden = ctx.student
         wide = _wide(hidden)
         each = (2 * grads[0][:, None] / len(weight)).to(wide)
@@ -182,14 +185,18 @@ def _in_float32(like: Tensor) -> Iterator[None]:
     cuBLAS may otherwise round the parts of a long sum to half precision.
     """
     matmul = torch.backends.cuda.matmul
-    names = (
-        "allow_fp16_reduced_precision_reduction",
-        "allow_bf16_reduced_precision_reduction",
-    )
-    before = {name: getattr(matmul, name) for name in names}
-    with ExitStack() as stack:
-        for name, value in before.items():
-            stack.callback(setattr, matmul, name, value)
-            setattr(matmul, name, False)
+    switches = [f"allow_{dtype}_reduced_precision_reduction" for dtype in ("fp16", "bf16")]
+    before = {switch: getattr(matmul, switch) for switch in switches}
+    for switch in switches:
+        # Later versions of torch have a second part of it, which has a name only to be read.
+        beside = f"{switch}_split_k"
+        if hasattr(matmul, beside):
+            before[switch] = (before[switch], getattr(matmul, beside))
+    try:
+        for switch in switches:
+            setattr(matmul, switch, False)
         with torch.autocast(like.device.type, enabled=False):
             yield
+    finally:
+        for switch, value in before.items():
+            setattr(matmul, switch, value)
