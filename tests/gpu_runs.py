@@ -20,6 +20,8 @@ import torch
 from ports import free_port
 from torch import Tensor
 
+from fairseq_codistill.plain import allowing
+
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 WATCH = Path(__file__).parent / "gpu_watch"
@@ -326,7 +328,7 @@ def _pair(
             assert line["parameters"] == [f"{device.type} float32"], line
             assert line["peers"] == 1, line
             assert line["of peers"] == [f"{device.type} float32"], line
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with allowing([argparse.Namespace]):
         path = saves / "checkpoint_last.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
     model_state: dict[str, Tensor] = state["model"]

@@ -190,7 +190,9 @@ def test_the_forms_that_are_taken_are_the_exact_ones(run, tmp_path, capsys):
         for dtype in ("float16", "bfloat16")
         for form in ("naive", "chunked", "factored", "joint")
     ]
-    assert [row["form"] for row in rows if row["taken on"]] == ["joint", "joint"]
+    # Too few rows for the factored form on a CPU; on a GPU so narrow a layer is factored.
+    assert [row["form"] for row in rows if "CPU" in row["taken on"]] == ["joint", "joint"]
+    assert [row["form"] for row in rows if "GPU" in row["taken on"]] == ["factored", "factored"]
     for naive, _, factored, joint in (rows[:4], rows[4:]):
         assert joint["by layer"] < naive["by layer"] / 3
         assert factored["by layer"] < naive["by layer"] / 3
