@@ -20,9 +20,12 @@ def two_groups(exchange, *flags):
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def waiting_group(corpus, tmp_path_factory):
-    """Group 0 in lockstep, alive and waiting for group 1; gives the flags of its run."""
+    """Group 0 in lockstep, alive and waiting for group 1; gives the flags of its run.
+
+    One for each test: it ends once a group that was refused has said that it is gone.
+    """
     folder = tmp_path_factory.mktemp("waiting")
     flags = two_groups(folder / "exchange", *LOCKSTEP, "--codistill-timeout", "500")
     process = start(corpus, folder, *flags)
